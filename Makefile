@@ -1,0 +1,33 @@
+# One command each; every target sets up its own virtual environment first.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Waiting threads sleep: two cores serve many processes here (see README, Why).
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test lint bench clean
+
+$(STAMP): pyproject.toml configs/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint configs/constraints.txt --editable '.[train,dashboard,dev,gpu-rtx]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/assayline demo --json runs/demo/report.json
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/assayline bench all
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,66 @@
+"""The shape of a method: three pure functions over a per-frame state.
+
+A method is written once, in torch; it is trained here and exported as three graphs. At run time
+backends execute the graphs and know no method (README, *Why*).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+State = dict[str, torch.Tensor]  # name -> [B, ...], one row per frame
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One row of the plan table: which noise levels a frame visits."""
+
+    start_level: int  # the chosen noise level, what verdicts call "level"
+    levels: tuple[int, ...]  # timestep of each denoiser call, in order; may be empty with a bank
+
+    @property
+    def steps(self) -> int:
+        """Denoiser calls this plan makes."""
+        return len(self.levels)
+
+
+class Method(torch.nn.Module):
+    """A published way from image to anomaly map.
+
+    Every state has ``steps_left, plan, level`` (i32 [B]), ``category`` (i64 [B]), ``latent`` and
+    ``estimate``. ``finish`` reads the estimate and accumulators, never ``latent``. All three are pure,
+    batch-first, row-independent, and traceable by ``torch.onnx.export`` with a dynamic batch.
+    """
+
+    name: ClassVar[str]
+    plans: tuple[Plan, ...]
+    steps_min: int  # a plan is never shortened below this
+    steps_unit: int  # a running row stops only after a multiple of this many steps
+    image_size: tuple[int, int]  # H, W of the model input
+
+    def start(
+        self,
+        image: torch.Tensor,
+        category: torch.Tensor,
+        seed: torch.Tensor,
+        plan: torch.Tensor,
+    ) -> State:
+        """Encode, choose the noise level, place each frame on it.
+
+        image u8 [B, H, W, 3]; category, seed i64 [B]; plan i32 [B] (-1 = the graph chooses).
+        """
+        raise NotImplementedError
+
+    def step(self, state: State) -> State:
+        """One denoiser call for every row; returns only the tensors it changes."""
+        raise NotImplementedError
+
+    def finish(self, state: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """anomaly_map f32 [B, h', w'] and anomaly_score f32 [B]."""
+        raise NotImplementedError
