@@ -1,0 +1,198 @@
+"""What is shipped to a line: a folder or ``.zip`` of graphs, weights and a manifest. Never pickle.
+
+``manifest.json`` names every other file with its SHA-256, and the bundle's id is the hash of the manifest,
+so a verdict that names its bundle names every byte that took part. ``calibration.json`` is not in the
+manifest: thresholds change without touching the graphs, and carry an id of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from engines.contracts import BadBundle
+
+if TYPE_CHECKING:
+    from engines.calibration import Calibration
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+CALIBRATION = "calibration.json"
+WEIGHTS = "weights.safetensors"
+GRAPHS: tuple[str, ...] = ("start", "step", "finish")
+MAX_BYTES = 8 << 30  # of an unpacked bundle
+
+GraphName = Literal["start", "step", "finish"]
+
+
+class TensorSpec(BaseModel):
+    """One named tensor of the state, without its batch dimension."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    dtype: str  # numpy's name
+    shape: tuple[int, ...]
+
+
+class GraphSpec(BaseModel):
+    """Inputs and outputs of one graph, in the order of the ONNX file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class GraphsSpec(BaseModel):
+    """The state and the three graphs over it; all that a backend must know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    state: tuple[TensorSpec, ...]
+    graphs: dict[GraphName, GraphSpec]
+    map_size: tuple[int, int]
+
+
+class PlanSpec(BaseModel):
+    """One row of the plan table (see ``engines.methods.method.Plan``)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    start_level: int
+    levels: tuple[int, ...]
+
+
+class Manifest(BaseModel):
+    """The bundle's public record (schema version 1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_version: int = SCHEMA_VERSION
+    method: str
+    categories: tuple[str, ...]  # index = id; one more id stands for "unknown"
+    image_size: tuple[int, int]  # H, W
+    plans: tuple[PlanSpec, ...]
+    steps_min: int
+    steps_unit: int
+    spec: GraphsSpec
+    configuration: dict[str, Any]  # what build_method needs
+    substitutions: tuple[str, ...] = ()  # where this is not the published configuration
+    training: dict[str, Any] = {}
+    files: dict[str, str]  # name -> sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle whose every file has the hash that its manifest names."""
+
+    folder: Path
+    manifest: Manifest
+    bundle_id: str
+
+    def path(self, name: str) -> Path:
+        """Where one of the bundle's files lies."""
+        return self.folder / name
+
+    def category_id(self, name: str) -> int:
+        """Row of the category table; names that the bundle does not know share the row "unknown"."""
+        known = self.manifest.categories
+        return known.index(name) if name in known else len(known)
+
+    def category_name(self, name: str) -> str:
+        """The name that calibrations are keyed by: the category itself, or "unknown"."""
+        return name if name in self.manifest.categories else "unknown"
+
+    def calibration(self) -> Calibration | None:
+        """The thresholds beside the graphs, or None where there are none yet."""
+        from engines.calibration import load_calibration
+
+        path = self.folder / CALIBRATION
+        return load_calibration(path) if path.exists() else None
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Open a bundle and verify every hash; a ``.zip`` is unpacked beside itself once.
+
+    Raises BadBundle, in one sentence, for whatever is missing, damaged or foreign.
+    """
+    folder = _unpacked(Path(path)) if str(path).endswith(".zip") else Path(path)
+    manifest, digest = _read_manifest(folder)
+    for name, expected in manifest.files.items():
+        _check_file(folder, name, expected)
+    missing = [f"{g}.onnx" for g in GRAPHS if f"{g}.onnx" not in manifest.files]
+    if missing:
+        raise BadBundle(f"bundle {folder} lacks {', '.join(missing)}; export it again")
+    return Bundle(folder, manifest, digest[:12])
+
+
+def seal(folder: Path, fields: dict[str, Any]) -> Bundle:
+    """Write ``manifest.json`` over the files that lie in a folder, and open the result."""
+    files = {
+        str(p.relative_to(folder)): sha256(p)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in {MANIFEST, CALIBRATION}
+    }
+    manifest = Manifest(files=files, **fields)
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+    return open_bundle(folder)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_manifest(folder: Path) -> tuple[Manifest, str]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BadBundle(f"{folder} is no bundle: it holds no {MANIFEST}")
+    text = path.read_bytes()
+    try:
+        version = json.loads(text).get("schema_version")
+    except (ValueError, AttributeError) as error:
+        raise BadBundle(f"{path} is not valid JSON; copy the bundle again") from error
+    if version != SCHEMA_VERSION:
+        raise BadBundle(
+            f"bundle {folder} has schema version {version!r}, this release reads {SCHEMA_VERSION}; "
+            "export it again with this release"
+        )
+    try:
+        return Manifest.model_validate_json(text), hashlib.sha256(text).hexdigest()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadBundle(f"{path}: {where}: {first['msg']}; export the bundle again") from error
+
+
+def _check_file(folder: Path, name: str, expected: str) -> None:
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise BadBundle(f"bundle {folder} names a file outside itself: {name!r}")
+    if not path.is_file():
+        raise BadBundle(f"bundle {folder} lacks {name}; copy the bundle again")
+    if sha256(path) != expected:
+        raise BadBundle(f"{path} does not have the bytes its manifest names; copy the bundle again")
+
+
+def _unpacked(archive: Path) -> Path:
+    """Unpack a zip to a folder named after its hash; members cannot leave that folder."""
+    if not archive.is_file():
+        raise BadBundle(f"there is no bundle at {archive}")
+    target = archive.with_suffix("").with_name(f".{archive.stem}-{sha256(archive)[:12]}")
+    if target.is_dir():
+        return target
+    with tempfile.TemporaryDirectory(dir=archive.parent) as scratch:
+        try:
+            with zipfile.ZipFile(archive) as content:
+                if sum(member.file_size for member in content.infolist()) > MAX_BYTES:
+                    raise BadBundle(f"{archive} unpacks to more than {MAX_BYTES >> 30} GiB")
+                content.extractall(Path(scratch) / "bundle")
+        except zipfile.BadZipFile as error:
+            raise BadBundle(f"{archive} is not a valid zip; copy the bundle again") from error
+        shutil.move(Path(scratch) / "bundle", target)
+    return target
