@@ -1,8 +1,8 @@
 """What is shipped to a line: a folder or ``.zip`` of graphs, weights and a manifest. Never pickle.
 
-``manifest.json`` names every other file with its SHA-256, and the bundle's id is the hash of the manifest,
-so a verdict that names its bundle names every byte that took part. ``calibration.json`` is not in the
-manifest: thresholds change without touching the graphs, and carry an id of their own.
+``manifest.json`` names every other file with its SHA-256, and the bundle's id is the hash of the
+manifest, so a verdict that names its bundle names every byte that took part. ``calibration.json``
+is not in the manifest: thresholds change without touching the graphs, and carry an id of their own.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Bundle:
         return self.folder / name
 
     def category_id(self, name: str) -> int:
-        """Row of the category table; names that the bundle does not know share the row "unknown"."""
+        """Row of the category table; names it does not know share the row "unknown"."""
         known = self.manifest.categories
         return known.index(name) if name in known else len(known)
 

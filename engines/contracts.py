@@ -1,6 +1,7 @@
 """The vocabulary every room speaks: frames, findings, verdicts, and the error tree.
 
-Numpy and pydantic only. Arrays make ``==`` ambiguous, so types that hold arrays compare by identity.
+Numpy and pydantic only. Arrays make ``==`` ambiguous, so types that hold arrays compare by
+identity.
 """
 
 from __future__ import annotations
@@ -174,8 +175,8 @@ class Finding:
 class Backend(Protocol):
     """A runtime that executes a bundle's three graphs over state rows that it owns.
 
-    ``slots`` are row numbers below ``capacity``; a row lives from ``start`` until it is overwritten.
-    One thread opens, uses and closes a backend.
+    ``slots`` are row numbers below ``capacity``; a row lives from ``start`` until it is
+    overwritten. One thread opens, uses and closes a backend.
     """
 
     capacity: int
@@ -213,8 +214,8 @@ class Region(BaseModel):
 class Verdict(BaseModel):
     """The product's public record of one frame (schema version 1).
 
-    The mask (PNG, 8 bit, 0 or 255, frame geometry) and, for parts not passed, the picture the model saw
-    (PNG) travel beside this record, not in it.
+    The mask (PNG, 8 bit, 0 or 255, frame geometry) and, for parts not passed, the picture the model
+    saw (PNG) travel beside this record, not in it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

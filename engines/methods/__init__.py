@@ -1,0 +1,27 @@
+"""The four published methods, each one module; the choice is a dict."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from engines.methods.method import Method
+
+METHODS = ("DeCo-Diff",)
+
+
+def build_method(configuration: Mapping[str, Any]) -> Method:
+    """A method with random weights from a bundle's configuration.
+
+    Raises BadConfig for a method that this release does not have.
+    """
+    from engines.contracts import BadConfig
+
+    name = configuration.get("method")
+    if name == "DeCo-Diff":
+        from engines.methods.decodiff import DecoDiff
+
+        return DecoDiff(configuration)
+    raise BadConfig(f"there is no method {name!r}; choose one of {', '.join(METHODS)}")

@@ -34,8 +34,8 @@ class Method(torch.nn.Module):
     """A published way from image to anomaly map.
 
     Every state has ``steps_left, plan, level`` (i32 [B]), ``category`` (i64 [B]), ``latent`` and
-    ``estimate``. ``finish`` reads the estimate and accumulators, never ``latent``. All three are pure,
-    batch-first, row-independent, and traceable by ``torch.onnx.export`` with a dynamic batch.
+    ``estimate``. ``finish`` reads the estimate and accumulators, never ``latent``. All three are
+    pure, batch-first, row-independent, and traceable by ``torch.onnx.export`` with a dynamic batch.
     """
 
     name: ClassVar[str]
