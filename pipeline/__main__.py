@@ -1,0 +1,7 @@
+"""``python -m pipeline`` is the command ``assayline``; the supervisor starts roles with it."""
+
+from __future__ import annotations
+
+from pipeline.cli import app
+
+app()

@@ -1,0 +1,285 @@
+"""One frozen settings tree per line: a YAML file, then the environment over it.
+
+Relative paths are relative to the folder of the YAML file, so a line means the same from every
+working directory. ``run_dir`` holds what a run leaves behind (socket, journals, archive); where the
+file does not name one it is ``runs/<line>`` below the working directory. The environment overrides
+single values: ``ASSAYLINE_REDIS__URL``, ``ASSAYLINE_WORKER__BACKEND``. Nobody else reads either.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from engines.contracts import ADAPTIVE, BadConfig
+from pipeline.mistakes import sentence_of
+from pipeline.sources.settings import SourceSettings
+
+EMBEDDED = "embedded"
+LIVE_GATE_MS = 500  # a reject gate half a second downstream
+UNHURRIED_GATE_MS = 600_000  # a folder or a recording has no gate; still nothing waits for ever
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Port = Annotated[int, Field(ge=0, le=65_000)]
+
+
+class Settings(BaseModel):
+    """What all parts of the tree share: frozen, and unknown keys are an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RedisSettings(Settings):
+    """Where the streams live; a password never stays in ``url``."""
+
+    url: str = EMBEDDED
+    namespace: Name = "assayline"
+    password: SecretStr | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hide_password(cls, values: Any) -> Any:  # noqa: ANN401 - raw input
+        """Move a password out of the URL, so that the URL can be printed."""
+        url = values.get("url") if isinstance(values, dict) else None
+        if not isinstance(url, str) or not (parts := urlsplit(url)).password:
+            return values
+        netloc = f"{parts.username or ''}@{parts.netloc.rpartition('@')[2]}"
+        bare = urlunsplit(parts._replace(netloc=netloc.lstrip("@")))
+        return {"password": parts.password, **values, "url": bare}
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this line starts a server of its own."""
+        return self.url == EMBEDDED
+
+    def address(self) -> str:
+        """The URL to connect to, password included; never print it."""
+        if self.password is None:
+            return self.url
+        parts = urlsplit(self.url)
+        user, _, host = parts.netloc.rpartition("@")
+        secret = quote(self.password.get_secret_value(), safe="")
+        return urlunsplit(parts._replace(netloc=f"{user}:{secret}@{host}"))
+
+
+def _gate_of(values: dict[str, Any]) -> int:
+    return UNHURRIED_GATE_MS if _unhurried(values["source"]) else LIVE_GATE_MS
+
+
+def _unhurried(source: SourceSettings) -> bool:
+    """Whether frames can wait at their source: they come from storage, not from a belt."""
+    match source.kind:
+        case "folder":
+            return True
+        case "replay":
+            return source.speed == "max"
+        case "simulator":
+            return source.rate_hz is None
+        case _:
+            return False
+
+
+class CameraSettings(Settings):
+    """One camera and the part that passes below it."""
+
+    name: Name
+    source: SourceSettings
+    gate_ms: PositiveInt = Field(default_factory=_gate_of)  # from exposure to the reject gate
+    category: str = ""  # "" = unknown; a frame's own category wins
+    recipe: str = ""
+    lot: str = ""
+    crop: tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt] | None = None  # x y w h
+    credits: PositiveInt = 32  # frames of this camera admitted and unanswered, at most
+    overrun: Literal["reject", "wait"] = Field(
+        default_factory=lambda values: "wait" if _unhurried(values["source"]) else "reject"
+    )
+
+
+class WorkerSettings(Settings):
+    """How frames are inspected."""
+
+    processes: PositiveInt = 1
+    backend: Literal["torch", "openvino", "tensorrt"] = "openvino"
+    precision: Literal["auto", "f32", "bf16"] = "auto"
+    slots: PositiveInt = 32  # rows in flight
+    batch_max: PositiveInt = 16
+    plan: int = Field(default=ADAPTIVE, ge=ADAPTIVE)
+    renew_ms: PositiveInt = 200  # how often the loop says that its entries are alive
+    reclaim_idle_ms: PositiveInt = 1000  # a pending entry this long unrenewed is taken over
+    deliveries_max: PositiveInt = 3  # then the entry is quarantined
+
+
+class JsonlSettings(Settings):
+    """One line of JSON per verdict."""
+
+    path: Path | None = None  # absent: <run_dir>/verdicts.jsonl
+    fsync: Literal["never", "second", "each"] = "second"
+
+
+class ArchiveSettings(Settings):
+    """Picture, mask and overlay of every part that did not pass."""
+
+    folder: Path | None = None  # absent: <run_dir>/archive
+    max_bytes: PositiveInt = 2_000_000_000
+
+
+class MqttSettings(Settings):
+    """Verdicts to a broker, at ``<topic>/<camera>``."""
+
+    host: str = "127.0.0.1"
+    port: PositiveInt = 1883
+    topic: str = "assayline/verdicts"
+    qos: Literal[0, 1] = 1
+    username: str | None = None
+    password: SecretStr | None = None
+    queue: PositiveInt = 256
+
+
+class WebhookSettings(Settings):
+    """Verdicts posted as JSON."""
+
+    url: str = Field(pattern=r"^https?://")
+    decisions: tuple[Literal["PASS", "FAIL", "UNDECIDED"], ...] = ("FAIL", "UNDECIDED")
+    timeout_s: PositiveFloat = 5.0
+    attempts: PositiveInt = 5
+    queue: PositiveInt = 256
+
+
+class RejectSettings(Settings):
+    """The reject signal as a file that a PLC bridge watches; silence means reject."""
+
+    path: Path | None = None  # absent: <run_dir>/reject.json
+    heartbeat_ms: PositiveInt = 100
+
+
+class SinkSettings(Settings):
+    """Where verdicts go; what is absent is off."""
+
+    jsonl: JsonlSettings | None = None
+    archive: ArchiveSettings | None = None
+    mqtt: MqttSettings | None = None
+    webhook: WebhookSettings | None = None
+    reject: RejectSettings | None = None
+    margin_ms: PositiveInt = 5  # the gate keeper answers this long before the gate
+
+
+class DashboardSettings(Settings):
+    """The page for people."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Port = 8080
+
+
+class MetricsSettings(Settings):
+    """/metrics: the sink on ``port``, workers from port + 1, cameras from port + 33; 0 = off."""
+
+    host: str = "127.0.0.1"
+    port: Port = 0
+
+    def port_of(self, role: str, index: int = 0) -> int:
+        """Port of one process of a role (sink, inspect, ingest); 0 where metrics are off."""
+        return self.port and self.port + {"sink": 0, "inspect": 1, "ingest": 33}[role] + index
+
+
+class LineSettings(BaseSettings):
+    """Everything one line needs to know."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix="ASSAYLINE_", env_nested_delimiter="__"
+    )
+
+    line: Name
+    bundle: Path
+    run_dir: Path = Field(default_factory=lambda values: Path("runs", values["line"]).absolute())
+    redis: RedisSettings = RedisSettings()
+    cameras: tuple[CameraSettings, ...]
+    worker: WorkerSettings = WorkerSettings()
+    sinks: SinkSettings = SinkSettings()
+    dashboard: DashboardSettings = DashboardSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the names are pydantic-settings' own
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over the file."""
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _name_cameras_once(self) -> Self:
+        names = self.camera_names
+        if not names:
+            raise ValueError("the line has no camera; name at least one below cameras")
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"two cameras are called {min(twice)}; give each its own name")
+        return self
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        """Names of the cameras, in the order of the file."""
+        return tuple(camera.name for camera in self.cameras)
+
+    def camera(self, name: str) -> CameraSettings:
+        """One camera by its name; BadConfig where the line has none of that name."""
+        for camera in self.cameras:
+            if camera.name == name:
+                return camera
+        known = ", ".join(self.camera_names)
+        raise BadConfig(f"line {self.line} has no camera {name}; it has {known}")
+
+
+def load_line(path: str | Path) -> LineSettings:
+    """Read, check and freeze the configuration of a line; BadConfig in one sentence."""
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadConfig(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise BadConfig(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise BadConfig(f"{path} holds no settings; start from configs/line.example.yaml")
+    try:
+        settings = LineSettings(**raw)
+    except ValidationError as error:
+        raise BadConfig(f"{path}: {sentence_of(error, LineSettings)}") from error
+    anchored: LineSettings = _anchored(settings, path.resolve().parent)
+    return anchored
+
+
+def _anchored(value: Any, folder: Path) -> Any:  # noqa: ANN401 - a tree of settings
+    """The same tree with every relative path below ``folder``."""
+    match value:
+        case Path():
+            return folder / value
+        case BaseModel():
+            fields = {name: getattr(value, name) for name in type(value).model_fields}
+            return value.model_copy(
+                update={name: _anchored(part, folder) for name, part in fields.items()}
+            )
+        case tuple():
+            return tuple(_anchored(part, folder) for part in value)
+        case _:
+            return value
