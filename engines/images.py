@@ -1,0 +1,185 @@
+"""Images in, images out: the one room that decodes, resizes, encodes and draws.
+
+Decoding is Pillow's, not OpenCV's: OpenCV returns a half-grey picture for a truncated file, and a
+grey area is a false reject at best. Size and mode are read from the header and judged before any
+pixel is decoded, so a file that claims 200 megapixels costs nothing. The EXIF orientation is
+applied, so that a photograph arrives as a person sees it.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from engines.contracts import BadFrame, UInt8
+
+MAX_PIXELS = 64_000_000
+MIN_SIDE = 16
+MAX_FILE_BYTES = 256 * 1024 * 1024  # an uncompressed image of MAX_PIXELS fits
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr"}
+DEFECT_RGB = (255, 32, 32)
+FAST_PNG = 1  # deflate level: lossless at every level, 1 keeps up with a camera
+
+# Pillow would only warn between one and two times its limit; ours below is stricter and always
+# refuses.
+Image.MAX_IMAGE_PIXELS = None
+
+Mask = NDArray[np.bool_]
+
+
+def decode_image(data: bytes, name: str = "") -> UInt8:
+    """RGB image [H, W, 3] from the bytes of a PNG, JPEG, BMP or TIFF file.
+
+    Grey is repeated to three channels, palettes are expanded, alpha is dropped, EXIF orientation is
+    applied, and of a file with several pictures the first counts only where the format means the
+    rest as previews. Raises BadFrame for anything else, with one sentence that names ``name``.
+    """
+    name = name or "the image"
+    if not data:
+        raise BadFrame(f"{name} is empty: copy or capture it again.")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _admit(image, name)
+            if image.format == "PNG":
+                _verify_chunks(data)
+            return _pixels(image)
+    except BadFrame:
+        raise
+    except UnidentifiedImageError:
+        raise BadFrame(
+            f"{name} is not a PNG, JPEG, BMP or TIFF image: convert it to PNG."
+        ) from None
+    except MemoryError:
+        raise BadFrame(f"{name} needs more memory than there is: crop or scale it.") from None
+    except Exception as error:  # a decoder fed hostile bytes raises what it likes
+        raise BadFrame(f"{name} is damaged ({error}): copy or capture it again.") from error
+
+
+def read_image(path: str | Path) -> UInt8:
+    """RGB image [H, W, 3] of a file; raises BadFrame as :func:`decode_image` does."""
+    path = Path(path)
+    return decode_image(_read_bytes(path), str(path))
+
+
+def read_mask(path: str | Path, size_hw: tuple[int, int]) -> Mask:
+    """Truth mask [H, W] at ``size_hw``: a pixel is defect where any part of it is.
+
+    Shrinking by majority would erase scratches thinner than a pixel, and a defect without pixels
+    cannot be found.
+    """
+    marked = (read_image(path).max(axis=2) > 0).astype(np.uint8)
+    height, width = size_hw
+    # Float, so a sliver does not round to nothing; by area only where it shrinks.
+    shrinks = height <= marked.shape[0] and width <= marked.shape[1]
+    way = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
+    covered = cv2.resize(marked.astype(np.float32), (width, height), interpolation=way)
+    return np.asarray(covered > 0, dtype=np.bool_)
+
+
+def to_model_input(image: UInt8, size: tuple[int, int]) -> UInt8:
+    """Model input [h, w, 3] of an image: a plain stretch to ``size`` = (h, w), by area.
+
+    The same function serves training, calibration, evaluation and ingest, so all of them mean the
+    same pixels.
+    """
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return np.ascontiguousarray(image)
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(resized, dtype=np.uint8)
+
+
+def encode_png(picture: UInt8 | Mask, level: int = FAST_PNG) -> bytes:
+    """PNG bytes, lossless, of an RGB image [H, W, 3], a grey image [H, W] or a mask (0 and 255)."""
+    grey = picture.astype(np.uint8)
+    grey = grey * np.uint8(255) if picture.dtype == np.bool_ else grey
+    pixels = cv2.cvtColor(grey, cv2.COLOR_RGB2BGR) if grey.ndim == 3 else grey
+    _, encoded = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, level])
+    return encoded.tobytes()
+
+
+def image_seed(model_input: UInt8) -> int:
+    """Row of the constant noise table for this model input: it follows the pixels, not the name."""
+    return zlib.crc32(np.ascontiguousarray(model_input).data)
+
+
+def overlay(image: UInt8, mask: Mask) -> UInt8:
+    """The image [H, W, 3] with the mask tinted and outlined, for people."""
+    height, width = image.shape[:2]
+    patch = mask.astype(np.uint8)
+    if patch.shape != (height, width):
+        patch = cv2.resize(patch, (width, height), interpolation=cv2.INTER_NEAREST).astype(np.uint8)
+    drawn = image.copy()
+    tint = np.array(DEFECT_RGB, dtype=np.float32)
+    drawn[patch > 0] = (0.65 * drawn[patch > 0] + 0.35 * tint).astype(np.uint8)
+    outlines, _ = cv2.findContours(patch, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(drawn, outlines, -1, DEFECT_RGB, max(1, min(height, width) // 256))
+    return drawn
+
+
+def _read_bytes(path: Path) -> bytes:
+    """Contents of a regular file of bearable size; a pipe or a device would block for ever."""
+    try:
+        if not path.is_file():
+            raise BadFrame(f"{path} is not a file: name an image file.")
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            limit = MAX_FILE_BYTES // 1024**2
+            raise BadFrame(
+                f"{path} has {size // 1024**2} MiB, the limit is {limit}: crop or scale it."
+            )
+        return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise BadFrame(
+            f"{path} cannot be read ({reason}): check its rights and its disk."
+        ) from None
+
+
+def _admit(image: Image.Image, name: str) -> None:
+    """Judge the header alone: size, colour and bit depth; nothing is decoded yet."""
+    width, height = image.size
+    if min(width, height) < MIN_SIDE:
+        raise BadFrame(
+            f"{name} is {width}x{height}: both sides must be at least {MIN_SIDE} pixels."
+        )
+    if width * height > MAX_PIXELS:
+        limit = MAX_PIXELS // 1_000_000
+        raise BadFrame(f"{name} is {width}x{height}, over {limit} megapixels: crop or scale it.")
+    if _bits_beyond_8(image):
+        raise BadFrame(f"{name} has more than 8 bits per channel: convert it to 8 bits.")
+    if image.mode not in MODES:
+        raise BadFrame(f"{name} has the colour mode {image.mode}: convert it to grey or RGB.")
+    if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+        raise BadFrame(f"{name} has several pages: save each page as its own file.")
+
+
+def _bits_beyond_8(image: Image.Image) -> bool:
+    """Whether channels are wider than 8 bits; Pillow would silently cut 16-bit colour."""
+    if image.mode[:1] in {"I", "F"}:
+        return True
+    layouts = str([tile[3] for tile in image.tile]) if hasattr(image, "tile") else ""
+    return image.format in {"PNG", "TIFF"} and any(depth in layouts for depth in (";16", ";32"))
+
+
+def _verify_chunks(data: bytes) -> None:
+    """Check every chunk's sum up to the end mark: decoding alone skips the sums of pixel chunks."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        image.verify()
+
+
+def _pixels(image: Image.Image) -> UInt8:
+    """Decode, turn as the camera was held, and leave three channels."""
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    upright.info.pop("transparency", None)  # alpha is dropped, not blended into an unknown ground
+    return np.array(upright.convert("RGB"), dtype=np.uint8)

@@ -1,0 +1,1 @@
+"""Where frames come from: files, cameras, recordings and a simulator behind one seam."""

@@ -1,0 +1,113 @@
+"""What a camera in the line file may be: one frozen model per ``kind`` of source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    model_validator,
+)
+
+Speed = PositiveFloat | Literal["max"]  # 1.0 = as it was captured, "max" = flat out
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FolderSettings(_Settings):
+    """Image files of a folder and the folders below it, in the order of their names."""
+
+    kind: Literal["folder"]
+    path: Path
+    rate_hz: PositiveFloat | None = None  # None = flat out
+    loop: bool = False
+    category: str = ""
+
+
+class VideoSettings(_Settings):
+    """A video file or an animated GIF."""
+
+    kind: Literal["video"]
+    path: Path
+    speed: Speed = 1.0
+    loop: bool = False
+    category: str = ""
+
+
+class Reconnecting(_Settings):
+    """What every live camera has: how long silence may last, and how long to try again."""
+
+    read_timeout_s: PositiveFloat = 5.0  # silence longer than this is a lost camera
+    give_up_s: NonNegativeFloat = 60.0  # outage after which the source ends with SourceLost
+    category: str = ""
+
+
+class CameraSettings(Reconnecting):
+    """A USB camera by its index, or a network camera by its RTSP or HTTP URL."""
+
+    kind: Literal["camera"]
+    index: NonNegativeInt | None = None
+    url: SecretStr | None = None  # may carry a password, so it is never shown whole
+    open_timeout_s: PositiveFloat = 5.0
+
+    @model_validator(mode="after")
+    def _one_address(self) -> Self:
+        if (self.index is None) == (self.url is None):
+            raise ValueError("give a camera either an index or a url")
+        return self
+
+
+class GigeSettings(Reconnecting):
+    """A GigE Vision or USB3 Vision camera; without ip, mac or serial, the only one that answers."""
+
+    kind: Literal["gige"]
+    ip: str = ""
+    mac: str = ""
+    serial: str = ""  # USB3 Vision
+    interface: str = ""  # network interface towards the camera
+    discovery_s: PositiveFloat = 1.0
+    features: dict[str, str | int | float | bool] = {}  # GenICam features set before the start
+    resend: bool = True  # ask again for packets that were lost
+
+
+class SimulatorSettings(_Settings):
+    """A synthetic line."""
+
+    kind: Literal["simulator"]
+    parts: tuple[str, ...] = ("disc",)
+    seed: NonNegativeInt = 0
+    rate_hz: NonNegativeFloat = 5.0
+    frames: PositiveInt | None = None  # None = without end
+    defect_rate: Annotated[float, Field(ge=0, le=1)] = 0.2
+    jitter: NonNegativeFloat = 0.0
+    faults: tuple[str, ...] = ()
+
+
+class ReplaySettings(_Settings):
+    """A recording, fed again."""
+
+    kind: Literal["replay"]
+    path: Path
+    speed: Speed = 1.0
+    camera: str = ""  # which camera of the recording; "" = all of them
+
+
+SourceSettings = Annotated[
+    FolderSettings
+    | VideoSettings
+    | CameraSettings
+    | GigeSettings
+    | SimulatorSettings
+    | ReplaySettings,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,58 @@
+"""The seam every camera stands behind: an iterator of exposures.
+
+A source never swallows an exposure. One that yields no image (a damaged file, a frame with lost
+packets) comes out as a BadExposure, and ingest answers it UNDECIDED(bad_frame): the part was there,
+so it must have a verdict.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from engines.contracts import Frame
+
+WAIT_S = 0.25  # longest sleep between two looks at the stop event or a queue
+
+
+@dataclass(frozen=True, slots=True)
+class BadExposure:
+    """An exposure of which no image came; answered UNDECIDED(bad_frame)."""
+
+    camera: str
+    captured_ns: int
+    sentence: str  # what happened and the mend
+    category: str = ""
+    part_id: str = ""
+    lot: str = ""
+    recipe: str = ""
+    source_frame_id: str = ""
+
+
+Exposure = Frame | BadExposure
+
+
+class Source(Protocol):
+    """Where frames come from: a file, a camera, a recording, a simulator."""
+
+    def frames(self, stop: threading.Event) -> Iterator[Exposure]:
+        """Exposures until the source ends or ``stop`` is set; raises SourceLost."""
+        ...
+
+
+class Pace:
+    """A conveyor clock: waits until the due moment, and never makes up for lost time in a burst."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def wait_until(self, due_s: float, stop: threading.Event) -> bool:
+        """Wait until ``due_s`` seconds after the start; False where ``stop`` was set first."""
+        late = time.monotonic() - self._start - due_s
+        if late > WAIT_S:
+            self._start += late  # a stalled consumer shifts the clock instead of causing a rush
+        left = -late
+        return not (stop.wait(left) if left > 0 else stop.is_set())
