@@ -123,6 +123,7 @@ class DecoDiff(Method):
         height, width = configuration["image_size"]
         self.image_size = (int(height), int(width))
         self.codec = build_codec(dict(configuration["codec"]))
+        self.pretrained_prefixes = tuple(f"codec.{p}" for p in self.codec.pretrained_prefixes)
         channels = self.codec.latent_shape[0]
         categories = int(configuration["categories"])
         self.denoiser = build_denoiser(

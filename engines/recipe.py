@@ -1,0 +1,119 @@
+"""From a folder of good images to a calibrated bundle: the whole of ``assayline train``.
+
+Good images are split once, by a hash of their names: most train the codec, the bank and the denoiser; the
+rest, which no part of the method has seen, fit its scales and its calibration and make its parity set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from engines.contracts import BadData, UInt8
+from engines.dataset import categories as find_categories
+from engines.dataset import good_items, load_model_input, split_holdout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from engines.bundle import Bundle
+    from engines.dataset import Item
+    from engines.methods.decodiff import DecoDiff
+
+    Progress = Callable[[str, float, str], None]  # stage, share done in [0, 1], one line of facts
+
+
+class TrainSettings(BaseModel):
+    """What a training run is asked for; the same keys as in ``configs/train.*.yaml``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    method: Literal["DeCo-Diff"] = "DeCo-Diff"
+    size: Literal["tiny", "base", "full"] = "tiny"
+    codec: Literal["features", "vae"] = "features"
+    vae: Literal["lean", "tiny", "kl"] = "lean"
+    channels: PositiveInt = 64  # of the feature codec
+    image_size: tuple[PositiveInt, PositiveInt] = (256, 256)
+    bank_rows: int = Field(default=1000, ge=0)  # per category; 0 = no severity bank
+    base_share: float = Field(default=0.7, ge=0, le=1)
+    minutes: PositiveFloat = 20.0
+    codec_minutes: PositiveFloat = 5.0  # of a VAE, or of a feature codec's decoder for people
+    steps: PositiveInt = 100_000  # whichever of minutes and steps comes first
+    batch: PositiveInt = 16
+    learning_rate: PositiveFloat = 1e-3
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    label_dropout: float = Field(default=0.1, ge=0, lt=1)
+    variants: PositiveInt = 4  # augmented copies of each image in the latent cache
+    shift_px: int = Field(default=4, ge=0)
+    holdout: float = Field(default=0.25, gt=0, lt=1)
+    max_false_reject: float = Field(default=0.05, gt=0, lt=1)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    seed: int = 0
+    snapshots: int = Field(default=0, ge=0)  # weights kept along the way, for a learning curve
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GoodParts:
+    """Model inputs of one category, split once."""
+
+    category: str
+    train: UInt8  # [N, H, W, 3]
+    held_out: UInt8  # [M, H, W, 3]
+
+
+def load_good(
+    data: Path,
+    names: Sequence[str] | None,
+    settings: TrainSettings,
+    progress: Progress = lambda *_: None,
+) -> list[GoodParts]:
+    """Read and split the good images of each category; raises BadData for what cannot serve."""
+    parts = []
+    chosen = list(names or find_categories(data))
+    for done, name in enumerate(chosen):
+        progress("read", done / len(chosen), name)
+        kept, held_out = split_holdout(good_items(data, name), settings.holdout, settings.seed)
+        if len(kept) < 8 or not held_out:
+            raise BadData(f"{name}: {len(kept)} good images are too few to train on; give at least 16")
+        parts.append(GoodParts(name, _stack(kept, settings), _stack(held_out, settings)))
+    return parts
+
+
+def configuration_of(settings: TrainSettings, categories: int) -> dict[str, Any]:
+    """What ``build_method`` needs, as it is stored in the manifest."""
+    codec: dict[str, Any] = {"kind": settings.codec, "image_size": list(settings.image_size)}
+    codec |= {"network": settings.vae} if settings.codec == "vae" else {"channels": settings.channels}
+    has_bank = settings.bank_rows > 0 and settings.codec == "features"
+    return {
+        "method": settings.method,
+        "codec": codec,
+        "denoiser": settings.size,
+        "categories": categories,
+        "image_size": list(settings.image_size),
+        "dropout": settings.dropout,
+        "bank": {"rows": settings.bank_rows} if has_bank else None,
+        "base_share": settings.base_share,
+    }
+
+
+def substitutions_of(settings: TrainSettings) -> list[str]:
+    """Where this differs from the published DeCo-Diff, in words that are shown with every result."""
+    named = [f"denoiser size {settings.size}"] if settings.size != "full" else []
+    if settings.codec == "features":
+        named.append("codec: EfficientNet-Lite0 features projected to "
+                     f"{settings.channels} channels (substitute for the SD autoencoder)")
+        named.append("anomaly map from the latent alone (no decoder when scoring)")
+        if settings.bank_rows:
+            named.append(f"severity bank of {settings.bank_rows} rows per category in start (extension)")
+    else:
+        named.append(f"codec: {settings.vae} VAE trained on the good images (substitute for SD KL-f8)")
+    named.append("unknown category by label dropout (extension)")
+    named.append("clips and scales fitted on held-out good images")
+    return named
+
+
+def _stack(items: Sequence[Item], settings: TrainSettings) -> UInt8:
+    return np.stack([load_model_input(item, settings.image_size) for item in items])

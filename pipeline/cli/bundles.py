@@ -1,0 +1,151 @@
+"""Commands that make and measure bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.terminal import out, stages, write_json
+
+Data = Annotated[
+    Path, typer.Argument(help="Folder in the MVTec layout, one category of it, or good images.")
+]
+BundlePath = Annotated[Path, typer.Argument(help="Bundle folder or .zip.")]
+Category = Annotated[
+    list[str] | None, typer.Option("--category", help="Only this category; may be repeated.")
+]
+BackendName = Annotated[str, typer.Option(help="openvino or torch.")]
+Precision = Annotated[str, typer.Option(help="auto, f32 or bf16.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON.")]
+
+
+def train(
+    data: Data,
+    out_path: Annotated[Path, typer.Option("--out", help="Where the bundle goes.")],
+    config: Annotated[Path | None, typer.Option(help="YAML of training settings.")] = None,
+    category: Category = None,
+    method: Annotated[str | None, typer.Option(help="decodiff.")] = None,
+    size: Annotated[str | None, typer.Option(help="Denoiser: tiny, base or full.")] = None,
+    codec: Annotated[str | None, typer.Option(help="features or vae.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Budget of the denoiser.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+) -> None:
+    """Train on good images, export and calibrate.
+
+    Example: assayline train data/tiles --out runs/tiles --minutes 20
+    """
+    from engines.recipe import load_settings, train_bundle
+
+    chosen = {
+        "method": method,
+        "size": size,
+        "codec": codec,
+        "minutes": minutes,
+        "seed": seed,
+    }
+    settings = load_settings(config, {key: value for key, value in chosen.items() if value is not None})
+    with stages() as progress:
+        result = train_bundle(data, out_path, settings, category, resume=resume, progress=progress)
+    out.print(f"bundle {result.bundle.bundle_id} at {out_path}")
+    for line in result.sentences:
+        out.print(f"  {line}")
+
+
+def calibrate(
+    bundle: BundlePath,
+    data: Data,
+    max_false_reject: Annotated[float, typer.Option(help="Promised false-reject rate.")] = 0.05,
+    confidence: Annotated[float, typer.Option(help="Confidence of the promise.")] = 0.95,
+    category: Category = None,
+    backend: BackendName = "openvino",
+    precision: Precision = "auto",
+) -> None:
+    """Fit the threshold from good images that the bundle was not trained on.
+
+    Example: assayline calibrate runs/tiles data/tiles --max-false-reject 0.02
+    """
+    from engines.recipe import calibrate_bundle
+
+    with stages() as progress:
+        calibration = calibrate_bundle(
+            bundle,
+            data,
+            category,
+            backend=backend,
+            precision=precision,
+            max_false_reject=max_false_reject,
+            confidence=confidence,
+            progress=progress,
+        )
+    for key, entries in calibration.entries.items():
+        for name, entry in entries.items():
+            e = entry.evidence
+            out.print(
+                f"{key} {name}: fail above surprise {entry.threshold:.3f}; false rejects at most "
+                f"{e.bound:.1%} with confidence {e.confidence:.0%} ({e.exceeding} of {e.good} good)"
+            )
+
+
+def evaluate(
+    bundle: BundlePath,
+    data: Data,
+    category: Category = None,
+    backend: BackendName = "openvino",
+    precision: Precision = "auto",
+    json_file: JsonFile = None,
+    plot: Annotated[Path | None, typer.Option(help="Folder for contact sheets.")] = None,
+    plans: Annotated[bool, typer.Option("--plans", help="A row for each forced plan.")] = False,
+) -> None:
+    """Measure a bundle on a test set with the field's metrics.
+
+    Example: assayline evaluate runs/tiles data/tiles --plot runs/plots --json runs/tiles.json
+    """
+    from rich.markdown import Markdown
+
+    from engines.bundle import open_bundle
+    from engines.evaluation import evaluate as measure
+    from engines.evaluation import to_markdown
+
+    opened = open_bundle(bundle)
+    forced = list(range(len(opened.manifest.plans))) if plans else None
+    with stages() as progress:
+        result = measure(
+            opened,
+            data,
+            category,
+            backend=backend,
+            precision=precision,
+            plans=forced,
+            plot=plot,
+            progress=lambda done, total: progress("evaluate", done / max(total, 1), f"{done} images"),
+        )
+    out.print(Markdown(to_markdown(result)))
+    for line in opened.manifest.substitutions:
+        out.print(f"substitution: {line}", style="dim")
+    if json_file:
+        write_json(json_file, result.model_dump(mode="json"))
+
+
+def build(
+    bundle: BundlePath,
+    backend: BackendName = "openvino",
+    precision: Precision = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Compile engines ahead of time; refused when the parity set disagrees.
+
+    Example: assayline build runs/tiles --backend openvino --precision bf16
+    """
+    from engines.bundle import open_bundle
+    from engines.parity import build_and_compare
+
+    with stages() as progress:
+        report: Any = build_and_compare(
+            open_bundle(bundle), backend, precision, lambda share: progress("build", share, "")
+        )
+    out.print(report.sentence())
+    if json_file:
+        write_json(json_file, report.model_dump(mode="json"))
