@@ -1,3 +1,5 @@
+"""Laws of both codecs and of the small map operations."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -27,6 +29,7 @@ def textures(count: int, seed: int = 0, side: int = 64) -> torch.Tensor:
 
 @pytest.fixture(params=KINDS, ids=["lean", "tiny", "features"], scope="module")
 def codec(request: pytest.FixtureRequest) -> Codec:
+    """Each kind with random weights, fitted on twelve textures."""
     torch.manual_seed(0)
     codec = build_codec({**request.param, "image_size": (64, 64)}).eval()
     codec.fit(textures(12).split(5))
@@ -88,7 +91,7 @@ def test_bank_and_latent_share_one_forward_pass() -> None:
 
 
 def test_projection_keeps_the_largest_variances_and_its_signs() -> None:
-    """Components are orthonormal, of falling variance, and the same for the same images in any batches."""
+    """Components are orthonormal, of falling variance, and the same however images arrive."""
     one, other = (build_codec({"kind": "features", "image_size": (64, 64)}) for _ in range(2))
     one.fit(textures(8).split(8))
     other.fit(textures(8).split(3))
@@ -121,7 +124,7 @@ def test_misuse_is_one_clear_sentence() -> None:
 
 
 def test_blur_and_resize_agree_with_known_answers() -> None:
-    """The blur is scipy's Gaussian with nearest borders; a constant map stays constant when resized."""
+    """The blur is scipy's Gaussian with nearest borders; a constant map stays constant."""
     maps = torch.rand(2, 20, 24)
     expected = np.stack([ndimage.gaussian_filter(m.numpy(), 1.5, mode="nearest") for m in maps])
     np.testing.assert_allclose(gaussian_blur(maps, 1.5).numpy(), expected, atol=1e-5)

@@ -1,3 +1,5 @@
+"""Laws of the frozen feature network."""
+
 from __future__ import annotations
 
 import pytest
@@ -10,11 +12,13 @@ from engines.features import CHANNELS_OF_STRIDE, FeatureNetwork, patch_features
 
 @pytest.fixture(scope="module")
 def network() -> FeatureNetwork:
+    """The network with its pretrained weights."""
     return FeatureNetwork()
 
 
 @pytest.fixture
 def images() -> torch.Tensor:
+    """Three random images that are not square."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (3, 64, 96, 3), dtype=torch.uint8, generator=generator)
 
@@ -37,9 +41,8 @@ def test_features_are_those_of_the_whole_network(
     whole = EfficientNet.from_name("efficientnet-lite0")
     whole.load_state_dict(torch.load(path, weights_only=True))
     whole.eval()
-    hidden = whole._swish(
-        whole._bn0(whole._conv_stem((images.permute(0, 3, 1, 2) / 255 - 0.498) / 0.502))
-    )
+    pixels = (images.permute(0, 3, 1, 2) / 255 - 0.498) / 0.502
+    hidden = whole._swish(whole._bn0(whole._conv_stem(pixels)))
     for block in whole._blocks[:11]:
         hidden = block(hidden)
     assert torch.equal(network(images)[16], hidden)

@@ -1,3 +1,5 @@
+"""Laws of the autoencoders and denoisers."""
+
 from __future__ import annotations
 
 import pytest
@@ -10,10 +12,12 @@ from engines.networks import VAE_KINDS, Denoiser, build_denoiser, build_vae
 
 
 def parameters(network: nn.Module) -> int:
+    """Count of weights."""
     return sum(p.numel() for p in network.parameters())
 
 
 def denoise(network: Denoiser, batch: int, channels: int, side: int) -> torch.Tensor:
+    """One call on random latents at level 0 of category 0."""
     ids = torch.zeros(batch, dtype=torch.long)
     return network(torch.randn(batch, channels, side, side), ids, ids)
 
