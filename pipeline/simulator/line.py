@@ -1,0 +1,128 @@
+"""A camera over a belt that never ends: parts in turn, some of them faulty, at a steady pace.
+
+Truth never travels with a frame: whoever wants it asks for it by part id, and it is made again from the
+seed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.contracts import BadConfig, Frame, UInt8
+from pipeline.simulator.faults import Fault, exposed
+from pipeline.simulator.render import DEFAULT_SIZE, PARTS, Rendered, defects, render
+from pipeline.simulator.surface import generator
+
+LEAST_SEVERITY = 0.05
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """What the simulator knows about one part."""
+
+    part: str
+    defect: str | None
+    severity: float  # 0 for a good part
+    mask: NDArray[np.bool_]  # [H, W], frame geometry
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    part: str
+    defect: str | None
+    severity: float
+    lateness: float  # share of a period
+
+
+class SimulatedLine:
+    """A Source: frames of ``parts`` in random order, one each 1 / ``rate_hz`` seconds.
+
+    ``rate_hz=None`` runs flat out; ``frames=None`` never ends. ``jitter`` in 0..1 is the spread of the
+    exposure within a belt period. Camera faults apply by frame number and leave the truth alone.
+    """
+
+    def __init__(
+        self,
+        camera: str,
+        parts: Sequence[str] = PARTS,
+        seed: int = 0,
+        *,
+        rate_hz: float | None = 5.0,
+        frames: int | None = None,
+        defect_rate: float = 0.1,
+        jitter: float = 0.1,
+        faults: Sequence[Fault] = (),
+        size: tuple[int, int] = DEFAULT_SIZE,
+    ) -> None:
+        _check(parts, rate_hz, defect_rate, jitter)
+        self.camera, self.seed, self.size = camera, seed, size
+        self._parts, self._faults = tuple(parts), tuple(faults)
+        self._rate_hz, self._count = rate_hz, frames
+        self._defect_rate, self._jitter = defect_rate, jitter
+
+    def frames(self, stop: threading.Event) -> Iterator[Frame]:
+        """Frames in belt order until ``stop``, paced in real time; ``captured_ns`` strictly rises."""
+        begun, last_ns, index = time.monotonic(), 0, 0
+        while not stop.is_set() and (self._count is None or index < self._count):
+            plan = self._plan(index)
+            image = exposed(index, self._faults, self._image)
+            if self._rate_hz is not None:
+                due = begun + (index + self._jitter * plan.lateness) / self._rate_hz
+                if stop.wait(max(0.0, due - time.monotonic())):
+                    return
+            last_ns = max(time.time_ns(), last_ns + 1)
+            yield Frame(
+                frame_id="",
+                camera=self.camera,
+                captured_ns=last_ns,
+                image=image,
+                category=plan.part,
+                part_id=f"{self.camera}-{index:06d}",
+            )
+            index += 1
+
+    def truth(self, part_id: str) -> Truth:
+        """What part ``part_id`` of this line really was, made again from the seed."""
+        camera, _, number = part_id.rpartition("-")
+        if camera != self.camera or not number.isdecimal():
+            raise BadConfig(f"part {part_id!r} is not of the simulated camera {self.camera!r}")
+        seen = self._render(int(number))
+        return Truth(seen.part, seen.defect, seen.severity, seen.truth_mask)
+
+    def _image(self, index: int) -> UInt8:
+        return self._render(index).image
+
+    def _render(self, index: int) -> Rendered:
+        plan = self._plan(index)
+        seed, defect = self._seed(), plan.defect
+        return render(plan.part, seed, index, self.size, defect=defect, severity=plan.severity)
+
+    def _plan(self, index: int) -> _Plan:
+        rng = generator(self._seed(), "line", index)
+        part = self._parts[int(rng.integers(len(self._parts)))]
+        is_faulty, lateness = rng.random() < self._defect_rate, rng.random()
+        kinds = defects(part)
+        kind = kinds[int(rng.integers(len(kinds)))] if is_faulty else None
+        severity = float(rng.uniform(LEAST_SEVERITY, 1.0)) if is_faulty else 0.0
+        return _Plan(part, kind, severity, lateness)
+
+    def _seed(self) -> int:
+        """Two cameras of one seed see different parts."""
+        return int(generator(self.seed, self.camera).integers(1 << 31))
+
+
+def _check(parts: Sequence[str], rate_hz: float | None, defect_rate: float, jitter: float) -> None:
+    if not parts or not set(parts) <= set(PARTS):
+        raise BadConfig(
+            f"a simulated line needs parts out of {', '.join(PARTS)}, not {list(parts)}"
+        )
+    if rate_hz is not None and not rate_hz > 0:
+        raise BadConfig(f"rate_hz must be above 0, or nothing for flat out, not {rate_hz}")
+    if not 0 <= defect_rate <= 1 or not 0 <= jitter <= 1:
+        raise BadConfig("defect_rate and jitter are shares between 0 and 1")
