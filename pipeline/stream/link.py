@@ -1,0 +1,210 @@
+"""The connection: two clients, scripts, the server's clock, and every Redis error in one sentence.
+
+Commands are either harmless to repeat or made so by a script, so the command client may retry after
+a lost reply. A blocking read must not be retried (it would leave entries pending) and outlives the
+usual time-out, so it has a client of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from typing import Any
+from urllib.parse import urlsplit
+
+from redis import Redis, exceptions
+from redis.backoff import NoBackoff
+from redis.commands.core import Script
+from redis.retry import Retry
+
+from engines.contracts import BadConfig, InspectionError, StreamLost
+from pipeline.stream.facts import Keys, Memory
+
+CONNECT_TIMEOUT_S = 2.0
+REPLY_TIMEOUT_S = 5.0
+BLOCK_MAX_MS = 2000  # a stop is noticed, and a dead peer, within REPLY_TIMEOUT_S more
+CLOCK_PERIOD_NS = 1_000_000_000
+SCRIPTS = ("answer", "renew", "reclaim", "trim_verdicts", "begin_epoch")
+
+
+def lua(name: str) -> str:
+    """Source of one of our scripts."""
+    return files("pipeline").joinpath("lua", f"{name}.lua").read_text("utf-8")
+
+
+def redacted(url: str) -> str:
+    """The address without user and password, fit for messages and logs."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+class Link:
+    """What every face of the stream stands on."""
+
+    def __init__(self, url: str, namespace: str) -> None:
+        self.address = redacted(url)
+        self.namespace = namespace
+        self._keys: dict[str, Keys] = {}
+        self._base_ns, self._uncertainty_ns, self._measured_ns = 0, 0, -CLOCK_PERIOD_NS
+        # Any: redis-py annotates every reply as a union of all that it could be, sync and async.
+        self._commands: Any = self._client(url, retries=2)
+        self._blocking: Any = self._client(url, retries=0, extra_s=BLOCK_MAX_MS / 1000)
+        self._admit = lua("admit")
+        self._scripts: dict[str, Script] = {
+            name: self._commands.register_script(lua(name)) for name in SCRIPTS
+        }
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._commands.close()
+        self._blocking.close()
+
+    def check_server(self) -> None:
+        """Refuse, with BadConfig, a server that would lose frames without a word."""
+        with self._translated():
+            server, memory = self._info("server"), self._info("memory")
+        version = str(server["redis_version"])
+        if int(version.partition(".")[0]) < 7:
+            raise BadConfig(f"{self.address} is Redis {version}: install Redis 7.0 or later.")
+        policy = memory.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            raise BadConfig(
+                f"{self.address} evicts keys when its memory is full ({policy}), which loses "
+                "frames silently: set maxmemory-policy noeviction."
+            )
+
+    def server_incarnation(self) -> str:
+        """A name of this run of the server: another one after a restart."""
+        with self._translated():
+            return str(self._info("server")["run_id"])
+
+    def memory(self) -> Memory:
+        """How full the server is."""
+        with self._translated():
+            facts = self._info("memory")
+        return Memory(int(facts["used_memory"]), int(facts["maxmemory"]))
+
+    def now_ns(self) -> int:
+        """The server's clock, epoch nanoseconds; measured anew when a second old.
+
+        In between it runs on the local monotonic clock: a jump of the local wall clock is not seen.
+        """
+        if time.monotonic_ns() - self._measured_ns >= CLOCK_PERIOD_NS:
+            self._measure_clock()
+        return self._base_ns + time.monotonic_ns()
+
+    @property
+    def clock_uncertainty_ms(self) -> float:
+        """Half the round trip of the last clock measurement."""
+        self.now_ns()
+        return self._uncertainty_ns / 1e6
+
+    def _measure_clock(self) -> None:
+        """Best of three: a round trip of the least delay bounds the offset most tightly."""
+        is_first = self._measured_ns < 0
+        self._measured_ns = time.monotonic_ns()
+        try:
+            with self._translated():
+                readings = [self._read_clock() for _ in range(3)]
+        except StreamLost:
+            if is_first:
+                raise
+            return  # the last offset serves until the server is back
+        self._uncertainty_ns, self._base_ns = min(readings)
+
+    def _read_clock(self) -> tuple[int, int]:
+        asked_ns = time.monotonic_ns()
+        seconds, microseconds = self._commands.time()
+        half_ns = (time.monotonic_ns() - asked_ns) // 2
+        return half_ns, seconds * 1_000_000_000 + microseconds * 1000 - asked_ns - half_ns
+
+    def _info(self, section: str) -> dict[str, Any]:
+        return dict(self._commands.info(section))
+
+    def _of(self, camera: str) -> Keys:
+        if camera not in self._keys:
+            self._keys[camera] = Keys(self.namespace, camera)
+        return self._keys[camera]
+
+    def _run(  # each script has its own kind of reply
+        self, script: str, keys: list[str], *arguments: str | bytes | int
+    ) -> Any:  # noqa: ANN401 - see above
+        with self._translated():
+            return self._scripts[script](keys=keys, args=list(arguments))
+
+    def _read_group(
+        self, group: str, consumer: str, ids: dict[str, str], count: int, block_ms: int
+    ) -> list[tuple[str, list[tuple[bytes, dict[bytes, bytes]]]]]:
+        """Entries of each key in ``ids`` for this consumer, ``count`` per key at the most."""
+        block = ("BLOCK", min(block_ms, BLOCK_MAX_MS)) if block_ms > 0 else ()
+        command = ("XREADGROUP", "GROUP", group, consumer, "COUNT", count, *block)
+        with self._translated():
+            try:
+                found = self._blocking.execute_command(*command, "STREAMS", *ids, *ids.values())
+            except exceptions.ResponseError as error:
+                # The server was restarted, or the key deleted while the read was blocked on it.
+                if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
+                    raise
+                for key in ids:
+                    self._ensure_group(key, group)
+                found = self._blocking.execute_command(*command, "STREAMS", *ids, *ids.values())
+        return [(key.decode(), entries) for key, entries in found or []]
+
+    def _ensure_group(self, key: str, group: str) -> None:
+        """A group that starts with the oldest entry kept; no-op where it exists."""
+        with self._translated():
+            try:
+                self._commands.xgroup_create(key, group, "0", mkstream=True)
+            except exceptions.ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+
+    def _reclaim(
+        self, key: str, group: str, consumer: str, min_idle_ms: int, count: int
+    ) -> tuple[list[tuple[str, int, dict[bytes, bytes]]], list[str]]:
+        """Idle entries taken over (id, deliveries, fields), and ids whose payload is gone."""
+        claimed, lost = self._run("reclaim", [key], group, consumer, min_idle_ms, count)
+        tokens = [(i.decode(), n) for i, n in zip(claimed[::2], claimed[1::2], strict=True)]
+        with self._translated(), self._commands.pipeline(transaction=False) as pipe:
+            for entry_id, _ in tokens:
+                pipe.xrange(key, entry_id, entry_id)
+            found = pipe.execute()
+        # An entry without a payload was answered by the gate keeper since.
+        taken = [(*token, rows[0][1]) for token, rows in zip(tokens, found, strict=True) if rows]
+        return taken, [entry_id.decode() for entry_id in lost]
+
+    def _client(self, url: str, retries: int, extra_s: float = 0.0) -> Redis:
+        try:
+            return Redis.from_url(
+                url,
+                socket_connect_timeout=CONNECT_TIMEOUT_S,
+                socket_timeout=REPLY_TIMEOUT_S + extra_s,
+                retry=Retry(NoBackoff(), retries),
+            )
+        except ValueError:
+            raise BadConfig(
+                f"{self.address} is no Redis address: use redis://host:port or unix:///path.sock."
+            ) from None
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (exceptions.RedisError, OSError) as error:
+            raise self._sentence(error) from None
+
+    def _sentence(self, error: Exception) -> InspectionError:
+        text = str(error)
+        if isinstance(error, exceptions.NoPermissionError) or text.startswith("NOPERM"):
+            return BadConfig(f"{self.address} does not allow this user what we need: {text}.")
+        if isinstance(error, exceptions.AuthenticationError) or "NOAUTH" in text:
+            return BadConfig(f"{self.address} refused the user or password: correct the address.")
+        if isinstance(error, exceptions.OutOfMemoryError):
+            return StreamLost(f"{self.address} is full: raise its maxmemory or lower the credits.")
+        if isinstance(error, exceptions.TimeoutError):
+            return StreamLost(f"{self.address} does not answer: check that it is running.")
+        if isinstance(error, exceptions.ConnectionError | OSError):
+            return StreamLost(f"{self.address} cannot be reached: check that it is running.")
+        return StreamLost(f"{self.address} refused a command: {text}.")

@@ -1,0 +1,109 @@
+"""The verdict side: sinks in consumer groups, readers without a group, trimming, the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from engines.contracts import BadFrame, StreamLost
+from pipeline.stream.facts import Ledger, VerdictDelivery, ledger_from
+from pipeline.stream.link import BLOCK_MAX_MS, Link
+from pipeline.wire import verdict_from
+
+Entries = Iterable[tuple[bytes, dict[bytes, bytes]]]
+
+
+class Verdicts(Link):
+    """Verdicts as they are read; each sink is one group, named after itself."""
+
+    def __init__(self, url: str, namespace: str) -> None:
+        super().__init__(url, namespace)
+        # Where a consumer stands in what it left unacknowledged; ">" once it has seen all of that.
+        self._position: dict[tuple[str, str, str], str] = {}
+
+    def read_verdicts(
+        self, cameras: Sequence[str], group: str, consumer: str, count: int, block_ms: int
+    ) -> list[VerdictDelivery]:
+        """The next verdicts for a sink, up to ``count`` per camera.
+
+        First those that this consumer name left unacknowledged (before a restart, or when a reply
+        was lost), then new ones. A verdict may so be seen twice: sinks act once per ``frame_id``.
+        """
+        camera_of = {self._of(camera).verdicts: camera for camera in cameras}
+        places = {key: (group, consumer, key) for key in camera_of}
+        ids = {key: self._position.get(place, "0") for key, place in places.items()}
+        try:
+            found = self._read_group(group, consumer, ids, count, block_ms)
+        except StreamLost:
+            for place in places.values():  # what was on its way is pending now
+                self._position.pop(place, None)
+            raise
+        for key, entries in found:
+            if ids[key] != ">":
+                self._position[places[key]] = entries[-1][0].decode() if entries else ">"
+        deliveries = [d for key, some in found for d in self._decode(camera_of[key], some, group)]
+        if not deliveries and set(ids.values()) != {">"}:  # caught up just now: on to new ones
+            return self.read_verdicts(cameras, group, consumer, count, block_ms)
+        return deliveries
+
+    def reclaim_verdicts(
+        self, cameras: Sequence[str], group: str, consumer: str, min_idle_ms: int, count: int
+    ) -> list[VerdictDelivery]:
+        """Verdicts that another consumer of the group, now dead, left unacknowledged."""
+        deliveries: list[VerdictDelivery] = []
+        for camera in cameras:
+            key = self._of(camera).verdicts
+            taken, _ = self._reclaim(key, group, consumer, min_idle_ms, count)
+            entries = [(entry_id.encode(), fields) for entry_id, _, fields in taken]
+            deliveries += self._decode(camera, entries, group)
+        return deliveries
+
+    def acknowledge_verdicts(self, group: str, deliveries: Iterable[VerdictDelivery]) -> None:
+        """This group has acted on these verdicts."""
+        with self._translated(), self._commands.pipeline(transaction=False) as pipe:
+            for delivery in deliveries:
+                pipe.xack(self._of(delivery.camera).verdicts, group, delivery.entry_id)
+            pipe.execute()
+
+    def trim_verdicts(self, camera: str, keep: int = 0) -> int:
+        """Delete what every group has acknowledged, except the newest ``keep``; how many went."""
+        keys = self._of(camera)
+        return int(self._run("trim_verdicts", [keys.verdicts, keys.ledger], keep))
+
+    def tail_verdicts(self, camera: str, count: int) -> list[VerdictDelivery]:
+        """The newest verdicts still kept, oldest first, without a group."""
+        with self._translated():
+            found = self._commands.xrevrange(self._of(camera).verdicts, count=count)
+        return self._decode(camera, reversed(found))
+
+    def follow_verdicts(
+        self, camera: str, after_id: str, count: int = 64, block_ms: int = 0
+    ) -> list[VerdictDelivery]:
+        """Verdicts after ``after_id`` ("0" = all still kept), oldest first, without a group."""
+        block = min(block_ms, BLOCK_MAX_MS) if block_ms > 0 else None
+        with self._translated():
+            found = self._blocking.xread({self._of(camera).verdicts: after_id}, count, block)
+        return self._decode(camera, found[0][1]) if found else []
+
+    def ledger(self, camera: str) -> Ledger:
+        """The counts of a camera, of one instant."""
+        keys = self._of(camera)
+        with self._translated(), self._commands.pipeline(transaction=True) as pipe:
+            pipe.hgetall(keys.ledger)
+            pipe.zcard(keys.open)
+            counts, still_open = pipe.execute()
+        return ledger_from(counts, still_open)
+
+    def _decode(self, camera: str, entries: Entries, group: str = "") -> list[VerdictDelivery]:
+        """Entries as verdicts. What is none is not ours: acknowledged, so it blocks nothing."""
+        deliveries = []
+        for raw_id, fields in entries:
+            entry_id = raw_id.decode()
+            try:
+                verdict, mask_png, picture_png = verdict_from(fields)
+            except BadFrame:
+                if group:
+                    with self._translated():
+                        self._commands.xack(self._of(camera).verdicts, group, entry_id)
+                continue
+            deliveries.append(VerdictDelivery(camera, entry_id, verdict, mask_png, picture_png))
+        return deliveries

@@ -1,0 +1,190 @@
+"""Frames and verdicts as fields of a Redis stream entry, and back.
+
+A frame is two fields: ``head`` (JSON, what is known about the part) and ``image`` (raw uint8, the
+model input). A verdict is three: ``verdict`` (JSON), ``mask`` and ``picture`` (PNG or empty). Sizes
+are checked before anything is parsed, so any bytes give a value or :class:`BadFrame`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+
+from engines.contracts import ADAPTIVE, VERDICT_SCHEMA, BadFrame, Decision, Reason, UInt8, Verdict
+
+FRAME_SCHEMA = 1
+MAX_HEAD_BYTES = 16_384
+MAX_IMAGE_BYTES = 64_000_000
+MAX_VERDICT_BYTES = 4_000_000
+CAMERA_NAME = r"[A-Za-z0-9_.-]{1,64}"
+ENTRY_ID = r"[0-9]{1,15}-[0-9]{1,15}"  # below 2^53, so that scripts compare it exactly
+
+Text = Annotated[str, Field(max_length=256)]
+Side = Annotated[int, Field(ge=1, le=65_536)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameEntry:
+    """One frame as it travels to an inspector: its model input and what is known about its part."""
+
+    frame_id: str  # "<camera>/<epoch>-<counter>"
+    camera: str
+    captured_ns: int  # server clock, epoch nanoseconds
+    deadline_ns: int  # server clock; the gate acts then
+    image: UInt8  # [h, w, 3] RGB model input
+    category: str = ""  # "" = unknown
+    recipe: str = ""
+    part_id: str = ""
+    lot: str = ""
+    source_frame_id: str = ""
+    plan: int = ADAPTIVE
+    frame_size: tuple[int, int] = (0, 0)  # (H, W) of the full frame; (0, 0) = not told
+    crop: tuple[int, int, int, int] = (0, 0, 0, 0)  # (x, y, w, h) in the full frame
+    replayed: bool = False
+
+
+class FrameHead(BaseModel):
+    """A frame without its image: kept while it is open, so that anyone can answer for the part."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
+    schema_version: int = FRAME_SCHEMA
+    frame_id: str
+    camera: str = Field(pattern=f"^{CAMERA_NAME}$")
+    captured_ns: NonNegativeInt
+    deadline_ns: NonNegativeInt
+    category: Text = ""
+    recipe: Text = ""
+    part_id: Text = ""
+    lot: Text = ""
+    source_frame_id: Text = ""
+    plan: int = ADAPTIVE
+    frame_size: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
+    crop: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt, NonNegativeInt] = (0, 0, 0, 0)
+    replayed: bool = False
+    image_size: tuple[Side, Side] | None = None  # (h, w); None where no image was ever sent
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        if self.schema_version != FRAME_SCHEMA:
+            raise ValueError(f"it has schema version {self.schema_version}, not {FRAME_SCHEMA}")
+        if split_frame_id(self.frame_id)[0] != self.camera:
+            raise ValueError(f"{self.frame_id!r} is not a frame of camera {self.camera!r}")
+        return self
+
+
+def split_frame_id(frame_id: str) -> tuple[str, str]:
+    """Camera and entry id of ``<camera>/<epoch>-<counter>``; ``ValueError`` if it is none."""
+    if not re.fullmatch(f"{CAMERA_NAME}/{ENTRY_ID}", frame_id, re.ASCII):
+        raise ValueError(f"{frame_id!r} is not a frame id: <camera>/<epoch>-<counter> is expected")
+    camera, entry_id = frame_id.rsplit("/", 1)
+    return camera, entry_id
+
+
+def head_of(frame: FrameEntry | Verdict) -> FrameHead:
+    """What is known about the part, from its frame or from its verdict (whose deadline is past)."""
+    if isinstance(frame, FrameEntry):
+        known = {name: getattr(frame, name) for name in _SHARED}
+        return FrameHead(**known, image_size=(frame.image.shape[0], frame.image.shape[1]))
+    shared = {name: getattr(frame, name) for name in _SHARED if name in Verdict.model_fields}
+    plan = ADAPTIVE if frame.plan is None else frame.plan
+    return FrameHead(**{**shared, "plan": plan, "deadline_ns": frame.decided_ns})
+
+
+def to_fields(entry: FrameEntry) -> dict[str, bytes | memoryview]:
+    """Stream fields of a frame; the image is a view of the entry's own array if contiguous."""
+    image = np.ascontiguousarray(entry.image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise BadFrame(
+            f"{entry.frame_id}: a model input is uint8 [h, w, 3], not {image.dtype} {image.shape}."
+        )
+    if not 0 < image.nbytes <= MAX_IMAGE_BYTES:
+        raise BadFrame(f"{entry.frame_id}: an image of {image.nbytes} bytes cannot be sent.")
+    return {"head": head_bytes(head_of(entry)), "image": image.reshape(-1).data}
+
+
+def entry_from(fields: Mapping[bytes, bytes]) -> FrameEntry:
+    """The frame in a stream entry; its image is a read-only view of the bytes received."""
+    head = head_from(fields.get(b"head", b""))
+    pixels = fields.get(b"image", b"")
+    if head.image_size is None or len(pixels) > MAX_IMAGE_BYTES:
+        raise BadFrame(f"{head.frame_id}: the entry holds no usable image.")
+    h, w = head.image_size
+    if len(pixels) != h * w * 3:
+        raise BadFrame(f"{head.frame_id}: {len(pixels)} image bytes are not {h} x {w} x 3.")
+    known = {name: getattr(head, name) for name in _SHARED}
+    return FrameEntry(image=np.frombuffer(pixels, np.uint8).reshape(h, w, 3), **known)
+
+
+def head_bytes(head: FrameHead) -> bytes:
+    """JSON of a head; BadFrame when its texts do not fit."""
+    data = head.model_dump_json(exclude_defaults=True).encode()
+    if len(data) > MAX_HEAD_BYTES:
+        raise BadFrame(f"{head.frame_id}: its description is longer than {MAX_HEAD_BYTES} bytes.")
+    return data
+
+
+def head_from(data: bytes) -> FrameHead:
+    """The head in JSON bytes, or BadFrame."""
+    if not 0 < len(data) <= MAX_HEAD_BYTES:
+        raise BadFrame(f"An entry with a head of {len(data)} bytes is no frame.")
+    try:
+        return FrameHead.model_validate_json(data)
+    except ValidationError as error:
+        raise BadFrame(f"An entry is no frame: {_first(error)}.") from None
+
+
+def verdict_fields(
+    verdict: Verdict, mask_png: bytes = b"", picture_png: bytes = b""
+) -> dict[str, bytes]:
+    """Stream fields of a verdict with its mask and picture (PNG, or empty)."""
+    data = verdict.model_dump_json().encode()
+    return {"verdict": data, "mask": mask_png, "picture": picture_png}
+
+
+def verdict_from(fields: Mapping[bytes, bytes]) -> tuple[Verdict, bytes, bytes]:
+    """The verdict in a stream entry with its mask and picture, or BadFrame."""
+    data = fields.get(b"verdict", b"")
+    if not 0 < len(data) <= MAX_VERDICT_BYTES:
+        raise BadFrame(f"An entry with a record of {len(data)} bytes is no verdict.")
+    try:
+        verdict = Verdict.model_validate_json(data)
+    except ValidationError as error:
+        raise BadFrame(f"An entry is no verdict: {_first(error)}.") from None
+    if verdict.schema_version != VERDICT_SCHEMA:
+        raise BadFrame(f"Verdict schema {verdict.schema_version} is not {VERDICT_SCHEMA}.")
+    return verdict, fields.get(b"mask", b""), fields.get(b"picture", b"")
+
+
+def undecided(part: FrameEntry | FrameHead, reason: Reason, decided_ns: int) -> Verdict:
+    """The verdict on a part that nobody could judge, for ``reason``."""
+    return Verdict(
+        frame_id=part.frame_id,
+        source_frame_id=part.source_frame_id,
+        camera=part.camera,
+        part_id=part.part_id,
+        lot=part.lot,
+        recipe=part.recipe,
+        category=part.category,
+        decision=Decision.UNDECIDED,
+        reason=reason,
+        captured_ns=part.captured_ns,
+        decided_ns=decided_ns,
+        latency_ms={"total": max(0, decided_ns - part.captured_ns) / 1e6},
+        replayed=part.replayed,
+    )
+
+
+def _first(error: ValidationError) -> str:
+    fault = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(step) for step in fault["loc"])
+    return f"{where}: {fault['msg']}" if where else str(fault["msg"])
+
+
+_SHARED = tuple(
+    name for name in FrameHead.model_fields if name not in ("schema_version", "image_size")
+)
