@@ -28,7 +28,13 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from engines.contracts import ADAPTIVE, BadConfig
 from pipeline.mistakes import sentence_of
-from pipeline.sources.settings import SourceSettings
+from pipeline.sources.settings import (
+    FolderSettings,
+    ReplaySettings,
+    SimulatorSettings,
+    SourceSettings,
+    VideoSettings,
+)
 
 EMBEDDED = "embedded"
 LIVE_GATE_MS = 500  # a reject gate half a second downstream
@@ -82,13 +88,13 @@ def _gate_of(values: dict[str, Any]) -> int:
 
 def _unhurried(source: SourceSettings) -> bool:
     """Whether frames can wait at their source: they come from storage, not from a belt."""
-    match source.kind:
-        case "folder":
-            return True
-        case "replay":
-            return source.speed == "max"
-        case "simulator":
+    match source:
+        case FolderSettings():
             return source.rate_hz is None
+        case SimulatorSettings():
+            return source.rate_hz == 0
+        case VideoSettings() | ReplaySettings():
+            return source.speed == "max"
         case _:
             return False
 
@@ -115,6 +121,7 @@ class WorkerSettings(Settings):
     processes: PositiveInt = 1
     backend: Literal["torch", "openvino", "tensorrt"] = "openvino"
     precision: Literal["auto", "f32", "bf16"] = "auto"
+    threads: PositiveInt | None = None  # of the CPU runtime; absent = it chooses
     slots: PositiveInt = 32  # rows in flight
     batch_max: PositiveInt = 16
     plan: int = Field(default=ADAPTIVE, ge=ADAPTIVE)

@@ -1,0 +1,261 @@
+"""Process 1, one per camera: a source's exposures become frames of the stream.
+
+Every exposure gets an id and a place in the journal before anything can go wrong with it, and then
+either a place in the stream or an answer from here: ``bad_frame`` where no usable image came,
+``overrun`` where the camera has no credit left, ``transport_restart`` where the server was lost.
+Ids ascend and the server takes each once, so asking again after a doubt never counts a part twice.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from engines.bundle import open_bundle
+from engines.contracts import BadFrame, Frame, Reason, StreamLost, UInt8
+from engines.images import to_model_input
+from pipeline.config import CameraSettings, LineSettings
+from pipeline.journal import Journal
+from pipeline.sources import BadExposure, open_source
+from pipeline.sources.source import Exposure
+from pipeline.stream import Stream, open_stream
+from pipeline.telemetry import facts
+from pipeline.wire import FrameEntry, FrameHead, head_of, undecided
+
+SETTLE_S = 0.1  # how often the journal learns what has been answered
+LOOK_S = 0.01  # how often a waiting source looks for a credit
+RETRY_MAX_S = 2.0
+OWED_MAX = 50_000  # frames journalled while the server is away; then the source has to wait
+CLEAR_MS = 5.0  # a clock known less well than this shortens the gate
+STOP_PATIENCE_S = 10.0
+
+
+def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> None:
+    """Feed one camera's stream until its source ends or ``stop`` is set, then see all answered.
+
+    Raises SourceLost, StreamLost where the server cannot be reached at the start or the end, and
+    BadConfig or BadBundle for what the settings name.
+    """
+    chosen = settings.camera(camera)
+    size = open_bundle(settings.bundle).manifest.image_size
+    with (
+        open_stream(settings.redis.address(), settings.redis.namespace) as stream,
+        Journal(settings.run_dir / f"{camera}.journal") as journal,
+        open_source(chosen.source, camera) as source,
+    ):
+        intake = Intake(stream, journal, chosen, size)
+        try:
+            for exposure in source.frames(stop):
+                intake.take(exposure)
+                intake.wait_for_room(stop)
+        finally:
+            intake.finish(stop)
+
+
+class Intake:
+    """Turns the exposures of one camera into admitted or answered frames."""
+
+    def __init__(
+        self, stream: Stream, journal: Journal, camera: CameraSettings, size: tuple[int, int]
+    ) -> None:
+        self._stream = stream
+        self._journal = journal
+        self._camera = camera
+        self._size = size  # (h, w) of the model input
+        self._epoch = 0
+        self._counter = 0
+        self._credits = 0
+        self._settle_at = 0.0  # monotonic seconds
+        self._retry_at = 0.0  # monotonic seconds; only meaningful while failures > 0
+        self._failures = 0  # consecutive, of the server
+        self._resume()
+
+    def take(self, exposure: Exposure) -> None:
+        """Admit one exposure, or answer for it."""
+        frame = self._described(exposure)
+        head = head_of(frame) if isinstance(frame, FrameEntry) else frame
+        self._journal.add(head)
+        try:
+            self._connect()
+            self._send(frame, head)
+            self._settle()
+        except StreamLost as error:
+            self._lose(error)
+
+    def wait_for_room(self, stop: threading.Event) -> None:
+        """Where frames can wait at their source: return when the next one would be admitted."""
+        while self._must_wait() and not stop.wait(LOOK_S):
+            try:
+                self._connect()
+                self._settle()
+            except StreamLost as error:
+                self._lose(error)
+
+    def finish(self, stop: threading.Event) -> None:
+        """Return when every frame is answered; what outlives its gate is answered from here."""
+        began = time.monotonic()
+        gate_s = self._camera.gate_ms / 1e3 + 2
+        while self._journal.owed:
+            patience_s = min(gate_s, STOP_PATIENCE_S) if stop.is_set() else gate_s
+            last_chance = time.monotonic() - began > patience_s
+            try:
+                self._connect(at_once=last_chance)
+                if last_chance:
+                    self._answer_owed(Reason.SHUTDOWN if stop.is_set() else Reason.DEADLINE)
+                self._settle(at_once=True)
+            except StreamLost as error:
+                if last_chance:
+                    raise
+                self._lose(error)
+            time.sleep(LOOK_S)
+
+    def _described(self, exposure: Exposure) -> FrameEntry | FrameHead:
+        """The frame to admit, or the head of one that has no usable image."""
+        head = self._head(exposure)
+        if isinstance(exposure, BadExposure):
+            return self._unusable(head, exposure.sentence)
+        try:
+            image = to_model_input(_cropped(exposure.image, self._camera.crop), self._size)
+        except BadFrame as error:
+            return self._unusable(head, str(error))
+        return self._entry(head, exposure, image)
+
+    def _head(self, exposure: Exposure) -> FrameHead:
+        self._counter += 1
+        camera = self._camera
+        captured_ns = exposure.captured_ns + self._stream.now_ns() - time.time_ns()
+        unclear_ms = self._stream.clock_uncertainty_ms
+        gate_ms = camera.gate_ms - (unclear_ms if unclear_ms > CLEAR_MS else 0)
+        return FrameHead(
+            frame_id=f"{camera.name}/{self._epoch}-{self._counter}",
+            camera=camera.name,
+            captured_ns=captured_ns,
+            deadline_ns=captured_ns + int(gate_ms * 1e6),
+            category=exposure.category or camera.category,
+            recipe=exposure.recipe or camera.recipe,
+            part_id=exposure.part_id,
+            lot=exposure.lot or camera.lot,
+            source_frame_id=exposure.source_frame_id,
+            replayed=bool(exposure.source_frame_id),
+        )
+
+    def _entry(self, head: FrameHead, frame: Frame, image: UInt8) -> FrameEntry:
+        height, width = frame.image.shape[:2]
+        return FrameEntry(
+            frame_id=head.frame_id,
+            camera=head.camera,
+            captured_ns=head.captured_ns,
+            deadline_ns=head.deadline_ns,
+            image=image,
+            category=head.category,
+            recipe=head.recipe,
+            part_id=head.part_id,
+            lot=head.lot,
+            source_frame_id=head.source_frame_id,
+            frame_size=(height, width),
+            crop=self._camera.crop or (0, 0, width, height),
+            replayed=head.replayed,
+        )
+
+    def _unusable(self, head: FrameHead, sentence: str) -> FrameHead:
+        facts.event("bad_frame", level="warning", frame_id=head.frame_id, sentence=sentence)
+        return head
+
+    def _send(self, frame: FrameEntry | FrameHead, head: FrameHead) -> None:
+        if isinstance(frame, FrameHead):
+            self._refuse(head, Reason.BAD_FRAME)
+        elif not self._has_credit():
+            self._refuse(head, Reason.OVERRUN)
+        else:
+            self._stream.admit(frame)
+            self._credits -= 1
+            facts.count("frames_captured_total", camera=head.camera)
+
+    def _refuse(self, head: FrameHead, reason: Reason) -> None:
+        self._stream.refuse(undecided(head, reason, self._stream.now_ns()))
+        self._journal.settle([head.frame_id])
+        facts.count("frames_refused_total", camera=head.camera, reason=reason)
+
+    def _has_credit(self) -> bool:
+        """Whether one more frame may be open; asks the server only when the last answer is used."""
+        if self._credits <= 0:
+            self._credits = self._stream.credits(self._camera.name, self._camera.credits)
+        return self._credits > 0
+
+    def _must_wait(self) -> bool:
+        if self._failures:
+            return self._camera.overrun == "wait" or len(self._journal.owed) >= OWED_MAX
+        try:
+            return self._camera.overrun == "wait" and not self._has_credit()
+        except StreamLost as error:
+            self._lose(error)
+            return True
+
+    def _settle(self, at_once: bool = False) -> None:
+        """Strike what has been answered from the journal."""
+        now = time.monotonic()
+        if now < self._settle_at and not at_once:
+            return
+        self._settle_at = now + SETTLE_S
+        open_now = set(self._stream.open_ids(self._camera.name))
+        if self._stream.server_incarnation() != self._journal.incarnation:
+            self._resume()  # that server's empty open set does not mean answered
+            return
+        self._journal.settle(
+            [frame_id for frame_id in self._journal.owed if frame_id not in open_now]
+        )
+        facts.gauge("frames_open", len(open_now), camera=self._camera.name)
+
+    def _lose(self, error: StreamLost) -> None:
+        if not self._failures:
+            facts.count("stream_lost_total", role="ingest")
+            facts.event("stream_lost", level="error", sentence=str(error))
+        self._failures += 1
+        self._retry_at = time.monotonic() + min(RETRY_MAX_S, 0.1 * 2 ** min(self._failures, 10))
+
+    def _connect(self, at_once: bool = False) -> None:
+        """Carry on after a loss, not sooner than the back-off allows; StreamLost until then."""
+        if not self._failures:
+            return
+        if time.monotonic() < self._retry_at and not at_once:
+            raise StreamLost("the server was lost and is tried again soon")
+        self._resume()
+        self._failures = 0
+        facts.event("stream_back", camera=self._camera.name)
+
+    def _resume(self) -> None:
+        """Settle what is owed from before; a server that has restarted begins a new epoch."""
+        incarnation = self._stream.server_incarnation()
+        restarted = incarnation != self._journal.incarnation
+        self._answer_owed(Reason.TRANSPORT_RESTART, also_open=restarted)
+        if restarted or not self._epoch:
+            self._journal.belong_to(incarnation)
+            self._epoch, self._counter = self._stream.begin_epoch(self._camera.name), 0
+        self._credits = 0
+
+    def _answer_owed(self, reason: Reason, also_open: bool = True) -> None:
+        """Answer for owed frames; those the server knows as answered it does not take again."""
+        open_now = set(self._stream.open_ids(self._camera.name))
+        now_ns = self._stream.now_ns()
+        for head in list(self._journal.owed.values()):
+            verdict = undecided(head, reason, now_ns)
+            if head.frame_id not in open_now:
+                self._stream.refuse(verdict)
+            elif also_open:
+                self._stream.answer_open(verdict)
+            else:
+                continue
+            self._journal.settle([head.frame_id])
+
+
+def _cropped(image: UInt8, crop: tuple[int, int, int, int] | None) -> UInt8:
+    """The part of an image [H, W, 3] inside ``crop`` = (x, y, w, h)."""
+    if crop is None:
+        return image
+    x, y, width, height = crop
+    if y + height > image.shape[0] or x + width > image.shape[1]:
+        raise BadFrame(
+            f"the crop {crop} reaches beyond a frame of {image.shape[1]} x {image.shape[0]}; "
+            "correct it in the line's configuration"
+        )
+    return image[y : y + height, x : x + width]

@@ -1,0 +1,71 @@
+"""Threads whose crash is seen, and calls that outlast the loss of the server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from tenacity import Retrying, retry_if_exception_type, sleep_using_event, stop_when_event_set
+from tenacity.wait import wait_exponential
+
+from engines.contracts import InspectionError, StreamLost
+from pipeline.telemetry import facts
+
+JOIN_S = 15.0  # a thread that has not ended by then is left to the end of the process
+
+
+class Lane:
+    """A thread that runs inside a ``with`` block and is told to end when the block is left.
+
+    What it raises is raised again in whoever calls ``check`` or leaves the block.
+    """
+
+    def __init__(self, name: str, run: Callable[[threading.Event], None]) -> None:
+        self.closing = threading.Event()
+        self._run = run
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._guarded, name=name, daemon=True)
+
+    def check(self) -> None:
+        """Raise what ended the thread, if anything did."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.closing.set()
+        self._thread.join(JOIN_S)
+        if error is None:
+            self.check()
+            if self._thread.is_alive():
+                raise InspectionError(f"thread {self._thread.name} did not end in {JOIN_S:.0f} s")
+
+    def _guarded(self) -> None:
+        try:
+            self._run(self.closing)
+        except BaseException as error:
+            self._error = error
+
+
+def outlasting_loss(role: str, give_up: threading.Event) -> Retrying:
+    """Calls a function again after StreamLost, ever more slowly, until ``give_up`` is set."""
+
+    def note(_: object) -> None:
+        facts.count("stream_lost_total", role=role)
+
+    return Retrying(
+        retry=retry_if_exception_type(StreamLost),
+        wait=wait_exponential(multiplier=0.05, max=2),
+        stop=stop_when_event_set(give_up),
+        sleep=sleep_using_event(give_up),
+        before_sleep=note,
+        reraise=True,
+    )

@@ -1,0 +1,254 @@
+"""Frames out of the stream, as many as there are free slots, kept alive by their inspection.
+
+A thread of the worker reads, decodes and renews. It renews only after the inspection loop has
+beaten again, so a loop that hangs loses its frames to another worker; and it takes over frames that
+another worker has let go cold.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from engines.bundle import Bundle
+from engines.contracts import BadFrame, Reason, StreamLost, Verdict
+from engines.images import MAX_PIXELS
+from engines.inspector import Part
+from pipeline.config import WorkerSettings
+from pipeline.lanes import Lane
+from pipeline.pulse import Pulse
+from pipeline.stream import Delivery, Stream
+from pipeline.telemetry import facts
+from pipeline.wire import FrameEntry, FrameHead, entry_from, undecided
+
+ROLE = "inspect"
+BLOCK_MS = 20  # longest wait for new frames, so that renewal is never late
+IDLE_S = 0.05
+TICKS_IDLE = 5  # an entry is cold when it was not renewed for this many of our longest ticks
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """One frame this worker has to answer."""
+
+    delivery: Delivery  # replaced when it is delivered to us again
+    entry: FrameEntry
+    read_ns: int  # server clock
+
+
+class FrameReader:
+    """Free slots in, parts out; holds what is not yet answered."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        cameras: Sequence[str],
+        consumer: str,
+        *,
+        pulse: Pulse,
+        bundle: Bundle,
+        settings: WorkerSettings,
+        stop: threading.Event,
+    ) -> None:
+        self._stream = stream
+        self._cameras = cameras
+        self._consumer = consumer
+        self._pulse = pulse
+        self._bundle = bundle
+        self._settings = settings
+        self._stop = stop
+        self._changed = threading.Condition()
+        self._ready: deque[Part] = deque()
+        self._held: dict[str, Held] = {}  # frame_id -> what must be answered and renewed
+        self._room = 0  # frames that may still be read
+        self._beat_s = self._renewed_s = self._reclaimed_s = time.monotonic()
+        self._longest_tick_s = 0.0
+        self._lane = Lane("read", self._read_on)
+
+    def __enter__(self) -> Self:
+        for camera in self._cameras:
+            self._stream.ensure_group(camera)
+        self._lane.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._lane.__exit__(kind, error, at)
+        self._pulse.end(ROLE, self._consumer)
+
+    # -- for the inspection loop ---------------------------------------------------------------
+
+    @property
+    def more(self) -> bool:
+        """Whether parts are still to come: not stopped, or some are read already."""
+        return not self._stop.is_set() or bool(self._ready)
+
+    def take(self, free_slots: int, idle: bool) -> list[Part]:
+        """At most ``free_slots`` parts; an ``idle`` loop waits a moment for the first one."""
+        self._lane.check()
+        with self._changed:
+            self._room = free_slots - len(self._ready)
+            self._changed.notify_all()
+            if idle and not self._ready:
+                self._changed.wait(IDLE_S)
+            return [self._ready.popleft() for _ in range(min(free_slots, len(self._ready)))]
+
+    def beat(self) -> None:
+        """The loop has made a turn: what it holds is alive."""
+        now = time.monotonic()
+        tick_s = now - self._beat_s
+        self._longest_tick_s = max(tick_s, 0.98 * self._longest_tick_s)  # slowly forgotten
+        self._beat_s = now
+
+    # -- for the writer ------------------------------------------------------------------------
+
+    def held(self, frame_id: str) -> Held:
+        """What is known about a part that was taken."""
+        with self._changed:
+            return self._held[frame_id]
+
+    def release(self, frame_id: str) -> None:
+        """The part has its answer, from us or from somebody else."""
+        with self._changed:
+            self._held.pop(frame_id, None)
+
+    # -- the thread ----------------------------------------------------------------------------
+
+    def _read_on(self, closing: threading.Event) -> None:
+        back_off_s = 0.05
+        while not closing.is_set():
+            try:
+                self._renew()
+                self._reclaim()
+                self._read()
+                back_off_s = 0.05
+            except StreamLost as error:
+                facts.count("stream_lost_total", role="inspect")
+                facts.event("stream_lost", level="error", sentence=str(error))
+                closing.wait(back_off_s)
+                back_off_s = min(2.0, 2 * back_off_s)
+
+    def _read(self) -> None:
+        room = self._wait_for_room()
+        if room > 0:
+            for delivery in self._stream.read(self._cameras, self._consumer, room, BLOCK_MS):
+                self._hold(delivery)
+
+    def _wait_for_room(self) -> int:
+        if self._stop.is_set():
+            time.sleep(IDLE_S)
+            return 0
+        with self._changed:
+            if self._room < 1:
+                self._changed.wait(IDLE_S)
+            return self._room
+
+    def _renew(self) -> None:
+        """Tell the server that we and our frames live, if the loop has beaten since last time."""
+        due = self._renewed_s + self._settings.renew_ms / 1e3
+        if self._beat_s <= self._renewed_s or time.monotonic() < due:
+            return
+        self._renewed_s = time.monotonic()
+        with self._changed:
+            mine = [held.delivery for held in self._held.values()]
+        self._pulse.beat(ROLE, self._consumer, str(len(mine)))
+        facts.gauge("frames_in_flight", len(mine))
+        if mine:
+            self._stream.renew(self._consumer, mine)
+
+    def _reclaim(self) -> None:
+        """Take over what another worker has let go cold."""
+        idle_s = max(self._settings.reclaim_idle_ms / 1e3, TICKS_IDLE * self._longest_tick_s)
+        now = time.monotonic()
+        if self._stop.is_set() or self._room < 1 or now < self._reclaimed_s + idle_s / 4:
+            return
+        self._reclaimed_s = now
+        for delivery in self._stream.reclaim(
+            self._cameras, self._consumer, int(idle_s * 1e3), self._room
+        ):
+            facts.count("entries_reclaimed_total", camera=delivery.camera)
+            self._hold(delivery)
+
+    def _hold(self, delivery: Delivery) -> None:
+        """Make a delivery a part to inspect, or answer it at once where it cannot be one."""
+        with self._changed:
+            if (known := self._held.get(delivery.frame_id)) is not None:
+                known.delivery = delivery  # ours already; only the fencing token is new
+                return
+        try:
+            entry = self._usable(delivery)
+        except BadFrame as error:
+            self._set_aside(delivery, error)
+            return
+        now_ns = self._stream.now_ns()
+        if entry.deadline_ns <= now_ns:
+            self._stream.answer(delivery, self._consumer, undecided(entry, Reason.DEADLINE, now_ns))
+            return
+        with self._changed:
+            self._held[entry.frame_id] = Held(delivery, entry, now_ns)
+            self._ready.append(self._part(entry))
+            self._room -= 1
+            self._changed.notify_all()
+
+    def _usable(self, delivery: Delivery) -> FrameEntry:
+        """The entry of a delivery; BadFrame where it is none, or has failed too often."""
+        if delivery.deliveries > self._settings.deliveries_max:
+            raise BadFrame(f"{delivery.frame_id} was given up by {delivery.deliveries - 1} workers")
+        entry = entry_from(delivery.fields)
+        if entry.frame_id != delivery.frame_id:
+            raise BadFrame(f"the entry of {delivery.frame_id} calls itself {entry.frame_id}")
+        if entry.image.shape[:2] != self._bundle.manifest.image_size:
+            raise BadFrame(
+                f"{entry.frame_id} is a model input of {entry.image.shape[:2]}, the bundle takes "
+                f"{self._bundle.manifest.image_size}; restart ingest with this bundle"
+            )
+        if entry.plan >= len(self._bundle.manifest.plans):
+            raise BadFrame(f"{entry.frame_id} asks for plan {entry.plan}, which the bundle lacks")
+        _check_geometry(entry)
+        return entry
+
+    def _set_aside(self, delivery: Delivery, error: BadFrame) -> None:
+        facts.count("frames_quarantined_total", camera=delivery.camera)
+        facts.event("quarantined", level="warning", frame_id=delivery.frame_id, sentence=str(error))
+        verdict = self._verdict_on_bad(delivery)
+        self._stream.quarantine(delivery, self._consumer, verdict)
+
+    def _verdict_on_bad(self, delivery: Delivery) -> Verdict:
+        """UNDECIDED with what admission knew about the part, however damaged its entry is."""
+        now_ns = self._stream.now_ns()
+        head = self._stream.open_frame(delivery.frame_id) or FrameHead(
+            frame_id=delivery.frame_id,
+            camera=delivery.camera,
+            captured_ns=now_ns,
+            deadline_ns=now_ns,
+        )
+        return undecided(head, Reason.BAD_FRAME, now_ns)
+
+    def _part(self, entry: FrameEntry) -> Part:
+        return Part(
+            frame_id=entry.frame_id,
+            category_id=self._bundle.category_id(entry.category),
+            category=self._bundle.category_name(entry.category),
+            image=entry.image,
+            plan=self._settings.plan if entry.plan < 0 else entry.plan,
+            deadline_ns=entry.deadline_ns,
+        )
+
+
+def _check_geometry(entry: FrameEntry) -> None:
+    """BadFrame where the mask could not be drawn: no such crop, or a frame beyond any camera."""
+    height, width = entry.frame_size
+    x, y, crop_width, crop_height = entry.crop
+    if height * width > MAX_PIXELS or x + crop_width > width or y + crop_height > height:
+        raise BadFrame(f"{entry.frame_id} has the crop {entry.crop} of {width} x {height} pixels")
+    if any(entry.crop) and not (crop_width and crop_height):
+        raise BadFrame(f"{entry.frame_id} has the empty crop {entry.crop}")

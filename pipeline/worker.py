@@ -1,0 +1,82 @@
+"""Process 2, as many as the line needs: frames of the stream become verdicts.
+
+A thread reads, this thread inspects, a thread writes. The backend belongs to this thread, which
+opens, uses and closes it; nothing else here waits for the network. A worker that dies leaves its
+frames pending, and another takes them over; one whose engine fails raises EngineFault and is
+started again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from contextlib import closing
+
+from engines.backend import open_backend
+from engines.bundle import Bundle, open_bundle
+from engines.contracts import BadBundle
+from engines.inspector import Inspector
+from pipeline.config import LineSettings
+from pipeline.judging import Judge
+from pipeline.pulse import Pulse
+from pipeline.reading import FrameReader
+from pipeline.stream import open_stream
+from pipeline.writing import VerdictWriter
+
+
+def run_worker(settings: LineSettings, stop: threading.Event) -> None:
+    """Inspect until ``stop`` is set, then finish what is in flight.
+
+    Raises BadBundle for a bundle that is damaged or not calibrated for this backend, StreamLost
+    where there is no server, and EngineFault where the engine fails for every frame.
+    """
+    bundle, chosen = open_bundle(settings.bundle), settings.worker
+    url, namespace = settings.redis.address(), settings.redis.namespace
+    consumer = f"{socket.gethostname()}-{os.getpid()}"
+    with (
+        open_stream(url, namespace) as stream,
+        open_backend(
+            bundle,
+            chosen.backend,
+            chosen.precision,
+            chosen.slots,
+            threads=chosen.threads,
+            cache=settings.run_dir / "engines",
+        ) as backend,
+        closing(Pulse(url, namespace)) as pulse,
+        FrameReader(
+            stream,
+            settings.camera_names,
+            consumer,
+            pulse=pulse,
+            bundle=bundle,
+            settings=chosen,
+            stop=stop,
+        ) as frames,
+        VerdictWriter(
+            stream, frames, _judge(bundle, backend.key), consumer, chosen.slots
+        ) as verdicts,
+    ):
+        backend.warm_up()
+        inspect(frames, Inspector(backend, chosen.batch_max), verdicts)
+
+
+def inspect(frames: FrameReader, inspector: Inspector, verdicts: VerdictWriter) -> None:
+    """The main loop, until there is nothing more to come and nothing in flight."""
+    while frames.more or inspector.in_flight:
+        inspector.admit(frames.take(inspector.free_slots, idle=not inspector.in_flight))
+        for finding in inspector.step():
+            verdicts.put(finding)
+        frames.beat()
+
+
+def _judge(bundle: Bundle, backend_key: str) -> Judge:
+    """What findings are weighed against; an uncalibrated bundle is refused before any frame."""
+    calibration = bundle.calibration()
+    if calibration is None:
+        raise BadBundle(
+            f"bundle {bundle.folder} is not calibrated; run assayline calibrate with good images"
+        )
+    calibration.require(backend_key, bundle.manifest.categories, bundle.bundle_id)
+    return Judge(calibration, bundle.bundle_id, backend_key, calibration.calibration_id)

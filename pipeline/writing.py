@@ -1,0 +1,115 @@
+"""Findings become verdicts on the stream: a thread of the worker judges, draws and answers."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from engines.contracts import Finding
+from pipeline.judging import Answer, Judge
+from pipeline.lanes import Lane, outlasting_loss
+from pipeline.reading import FrameReader, Held
+from pipeline.stream import Stream
+from pipeline.telemetry import facts
+
+LOOK_S = 0.05
+GRACE_S = 5.0  # how long a lost server holds up the end of the process
+
+
+class VerdictWriter:
+    """Findings in, answers out; the queue is bounded by the slots."""
+
+    def __init__(
+        self, stream: Stream, frames: FrameReader, judge: Judge, consumer: str, slots: int
+    ) -> None:
+        self._stream = stream
+        self._frames = frames
+        self._judge = judge
+        self._consumer = consumer
+        self._findings: queue.Queue[tuple[Finding, int]] = queue.Queue(2 * slots)
+        self._give_up = threading.Event()
+        self._lane = Lane("write", self._write_on)
+
+    def __enter__(self) -> Self:
+        self._lane.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        timer = threading.Timer(GRACE_S, self._give_up.set)
+        timer.start()
+        try:
+            self._lane.__exit__(kind, error, at)
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def put(self, finding: Finding) -> None:
+        """Have a finding answered; waits where the server is slower than the engine."""
+        found_ns = self._stream.now_ns()
+        while True:
+            self._lane.check()
+            try:
+                self._findings.put((finding, found_ns), timeout=LOOK_S)
+                return
+            except queue.Full:
+                continue
+
+    def _write_on(self, closing: threading.Event) -> None:
+        while not (closing.is_set() and self._findings.empty()):
+            try:
+                finding, found_ns = self._findings.get(timeout=LOOK_S)
+            except queue.Empty:
+                continue
+            self._answer(finding, found_ns)
+
+    def _answer(self, finding: Finding, found_ns: int) -> None:
+        held = self._frames.held(finding.frame_id)
+        began = time.perf_counter()
+        answer = self._judge.answer(
+            held.entry, finding, self._stream.now_ns(), _stages_ms(held, found_ns)
+        )
+        written = outlasting_loss("inspect", self._give_up)(self._send, held, answer)
+        self._frames.release(finding.frame_id)
+        self._note(answer, written, (time.perf_counter() - began) * 1e3)
+
+    def _send(self, held: Held, answer: Answer) -> bool:
+        return self._stream.answer(
+            held.delivery, self._consumer, answer.verdict, answer.mask_png, answer.picture_png
+        )
+
+    def _note(self, answer: Answer, written: bool, write_ms: float) -> None:
+        verdict = answer.verdict
+        if not written:  # another worker owns it now, or the gate keeper has answered it
+            facts.count("verdicts_stale_total", camera=verdict.camera)
+            return
+        facts.count("verdicts_total", camera=verdict.camera, decision=verdict.decision)
+        facts.observe("steps", verdict.steps)
+        facts.observe("latency_ms", write_ms, stage="write")
+        for stage, value_ms in verdict.latency_ms.items():
+            facts.observe("latency_ms", value_ms, stage=stage)
+        facts.event(
+            "verdict",
+            level="debug" if verdict.decision == "PASS" else "info",
+            frame_id=verdict.frame_id,
+            decision=verdict.decision,
+            reason=verdict.reason,
+            surprise=verdict.surprise,
+            steps=verdict.steps,
+            total_ms=round(verdict.latency_ms["total"], 1),
+        )
+
+
+def _stages_ms(held: Held, found_ns: int) -> dict[str, float]:
+    """Milliseconds from exposure to reading, and from reading to the finding."""
+    return {
+        "queue": max(0.0, (held.read_ns - held.entry.captured_ns) / 1e6),
+        "inspect": max(0.0, (found_ns - held.read_ns) / 1e6),
+    }
