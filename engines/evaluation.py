@@ -1,0 +1,220 @@
+"""How good a bundle is on a test folder: the field's metrics, depth used, and decisions.
+
+Everything is measured at the model's input size, also where images of a folder differ in size: maps
+are stretched to it, truth masks are shrunk to it. Test images only measure; thresholds, scales and
+normalisation come from the bundle. Images are ranked by surprise. Where the backend was never
+calibrated there is none: then one plan, the deepest, is forced on every image and the raw score
+ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from engines.contracts import ADAPTIVE, Decision, Finding
+from engines.dataset import Item, load_model_input, load_truth, test_items
+from engines.dataset import categories as categories_of
+from engines.inspector import Inspector, Part, inspect_all
+from engines.plots import draw_category
+from engines.tables import Measured, Number, Table, table_of, to_markdown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from engines.bundle import Bundle
+    from engines.calibration import Calibration
+    from engines.contracts import Backend
+    from engines.masks import Mask
+
+__all__ = ["Evaluation", "Score", "evaluate", "evaluate_on", "to_markdown"]
+
+Test = list[tuple["Item", "Mask | None"]]  # images of a category with their truth masks
+
+
+class Score(BaseModel):
+    """What one test image got, to compare with the same image through the line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: str  # below the data folder
+    category: str
+    defect: str
+    anomaly_score: Number
+    surprise: Number
+    decision: Decision | None  # None without a calibration
+    plan: int
+    level: int
+    steps: int
+
+
+class Evaluation(Table):
+    """The result of ``evaluate``; its JSON keys are public."""
+
+    bundle_id: str
+    method: str
+    backend: str
+    calibration_id: str | None
+    ranked_by: str  # "surprise" or "anomaly_score"
+    note: str  # why, where it is not surprise
+    plans: dict[int, Table]  # the same with one plan forced on every image
+    scores: list[Score]
+
+
+def evaluate(
+    bundle: Bundle,
+    data_root: Path | str,
+    *,
+    categories: Sequence[str] | None = None,
+    backend: str = "openvino",
+    precision: str = "auto",
+    plans: Sequence[int] | None = None,
+    plot: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Open the bundle on a backend and measure it on a folder in the MVTec layout.
+
+    ``plans`` are measured each by itself as well; ``plot`` is a folder for contact sheets.
+    """
+    from engines.backend import open_backend
+
+    with open_backend(bundle, name=backend, precision=precision) as opened:
+        return evaluate_on(
+            bundle,
+            opened,
+            data_root,
+            categories=categories,
+            plans=plans,
+            plot=plot,
+            progress=progress,
+        )
+
+
+def evaluate_on(
+    bundle: Bundle,
+    backend: Backend,
+    data_root: Path | str,
+    *,
+    categories: Sequence[str] | None = None,
+    plans: Sequence[int] | None = None,
+    plot: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """As ``evaluate``, on a backend that is open already."""
+    size = bundle.manifest.image_size
+    tests = {name: _test(data_root, name, size) for name in categories or categories_of(data_root)}
+    calibration = _usable_calibration(bundle, backend, list(tests))
+    policy = ADAPTIVE if calibration else _deepest(bundle)
+    wanted = dict.fromkeys([policy, *(plans or [])])
+    tick = _ticker(len(wanted) * sum(map(len, tests.values())), progress)
+    measured = {
+        plan: {
+            name: _measure(bundle, backend, test, calibration=calibration, plan=plan, tick=tick)
+            for name, test in tests.items()
+        }
+        for plan in wanted
+    }
+    tables = {plan: table_of(found, size) for plan, found in measured.items()}
+    if plot:
+        for name, found in measured[policy].items():
+            draw_category(plot, name, found, size)
+    return Evaluation(
+        bundle_id=bundle.bundle_id,
+        method=bundle.manifest.method,
+        backend=backend.key,
+        calibration_id=calibration.calibration_id if calibration else None,
+        ranked_by="surprise" if calibration else "anomaly_score",
+        note="" if calibration else f"not calibrated for {backend.key}: plan {policy} forced",
+        categories=tables[policy].categories,
+        mean=tables[policy].mean,
+        plans={plan: tables[plan] for plan in plans or []},
+        scores=[_score(one, data_root) for found in measured[policy].values() for one in found],
+    )
+
+
+def _test(data_root: Path | str, category: str, size: tuple[int, int]) -> Test:
+    return [(item, load_truth(item, size)) for item in test_items(data_root, category)]
+
+
+def _measure(
+    bundle: Bundle,
+    backend: Backend,
+    test: Test,
+    *,
+    calibration: Calibration | None,
+    plan: int,
+    tick: Callable[[], None],
+) -> list[Measured]:
+    """Inspect one category's items, in the order of the folder."""
+    findings: dict[int, Finding] = {}
+    for finding in inspect_all(
+        Inspector(backend), _parts(bundle, [item for item, _ in test], plan)
+    ):
+        findings[int(finding.frame_id)] = finding
+        tick()
+    return [
+        Measured(
+            item,
+            truth,
+            findings[i],
+            calibration.judge(findings[i], backend.key) if calibration else None,
+        )
+        for i, (item, truth) in enumerate(test)
+    ]
+
+
+def _parts(bundle: Bundle, items: Sequence[Item], plan: int) -> Iterator[Part]:
+    """Parts read from disk one by one, as slots become free."""
+    for i, item in enumerate(items):
+        yield Part(
+            frame_id=str(i),
+            category_id=bundle.category_id(item.category),
+            category=bundle.category_name(item.category),
+            image=load_model_input(item, bundle.manifest.image_size),
+            plan=plan,
+        )
+
+
+def _usable_calibration(
+    bundle: Bundle, backend: Backend, categories: Sequence[str]
+) -> Calibration | None:
+    """The bundle's calibration where it is this bundle's and covers what is tested."""
+    calibration = bundle.calibration()
+    if calibration is None or calibration.bundle_id != bundle.bundle_id:
+        return None
+    entries = (calibration.entry(backend.key, bundle.category_name(name)) for name in categories)
+    return calibration if all(entries) else None
+
+
+def _deepest(bundle: Bundle) -> int:
+    plans = bundle.manifest.plans
+    return max(range(len(plans)), key=lambda plan: len(plans[plan].levels))
+
+
+def _ticker(total: int, progress: Callable[[int, int], None] | None) -> Callable[[], None]:
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total)
+
+    return tick
+
+
+def _score(one: Measured, data_root: Path | str) -> Score:
+    finding, judgement = one.finding, one.judgement
+    return Score(
+        path=one.item.path.relative_to(data_root).as_posix(),
+        category=one.item.category,
+        defect=one.item.defect,
+        anomaly_score=finding.anomaly_score if math.isfinite(finding.anomaly_score) else None,
+        surprise=judgement.surprise if judgement else None,
+        decision=judgement.decision if judgement else None,
+        plan=finding.plan,
+        level=finding.level,
+        steps=finding.steps,
+    )

@@ -1,0 +1,176 @@
+"""Rows of an evaluation: what was measured on test images becomes the field's metrics.
+
+Images are ranked by surprise where there is a calibration, else by the raw score. Maps are compared
+in units of their plan's pixel limit, which leaves one plan's pixels as they are and makes those of
+several comparable.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from engines.contracts import Decision, Finding, Float32
+from engines.dataset import Item
+from engines.masks import Mask, stretched
+from engines.metrics import auroc, pixel_metrics, ranking_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from engines.calibration import Judgement
+
+Number = float | None  # None where a metric does not exist
+
+COLUMNS = {
+    "image_auroc": "I-AUROC",
+    "image_ap": "I-AP",
+    "image_f1max": "I-F1max",
+    "pixel_auroc": "P-AUROC",
+    "pixel_ap": "P-AP",
+    "pixel_f1max": "P-F1max",
+    "aupro": "AUPRO",
+    "mean_steps_good": "steps, good",
+    "mean_steps_defect": "steps, defect",
+}
+
+
+class Row(BaseModel):
+    """The public metrics of one category, or their mean over categories."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    image_auroc: Number = None
+    image_ap: Number = None
+    image_f1max: Number = None
+    pixel_auroc: Number = None
+    pixel_ap: Number = None
+    pixel_f1max: Number = None
+    aupro: Number = None
+    mean_steps_good: Number = None
+    mean_steps_defect: Number = None
+    mean_level_good: Number = None
+    mean_level_defect: Number = None
+
+
+class CategoryRow(Row):
+    """One category, with what the threshold did to its test images."""
+
+    good: int  # test images of good parts
+    defect: int
+    masks: int  # of the defects, how many have a truth mask
+    undecided: int  # images without evidence; they are in no metric
+    false_rejects: int | None  # good parts failed; None without a calibration
+    escapes: int | None  # defects passed
+    image_auroc_by_defect: dict[str, Number]
+
+
+class Table(BaseModel):
+    """One row per category and their mean."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    categories: dict[str, CategoryRow]
+    mean: Row
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """One test image: what is known of it, what was found, what was decided."""
+
+    item: Item
+    truth: Mask | None
+    finding: Finding
+    judgement: Judgement | None  # None without a calibration
+
+    @property
+    def rank(self) -> float:
+        """The number that orders images; NaN without evidence."""
+        if self.judgement is None:
+            return self.finding.anomaly_score
+        return math.nan if self.judgement.surprise is None else self.judgement.surprise
+
+    def pixels(self, size_hw: tuple[int, int]) -> Float32:
+        """The anomaly map [H, W] in units of its pixel limit."""
+        limit = self.judgement.pixel_limit if self.judgement else None
+        anomaly_map = stretched(self.finding.anomaly_map, size_hw)
+        return anomaly_map / np.float32(limit) if limit and limit > 0 else anomaly_map
+
+
+def table_of(measured: Mapping[str, Sequence[Measured]], size_hw: tuple[int, int]) -> Table:
+    """One row per category, and their mean."""
+    rows = {name: category_row(found, size_hw) for name, found in measured.items()}
+    return Table(categories=rows, mean=mean_row(list(rows.values())))
+
+
+def category_row(measured: Sequence[Measured], size_hw: tuple[int, int]) -> CategoryRow:
+    """All metrics of one category's test images."""
+    seen = [one for one in measured if math.isfinite(one.rank)]
+    good = [one for one in seen if one.item.is_good]
+    defects = [one for one in seen if not one.item.is_good]
+    outlined = [one for one in seen if one.truth is not None]
+    kinds = sorted({one.item.defect for one in defects})
+    images = ranking_metrics([not o.item.is_good for o in seen], [o.rank for o in seen], "image")
+    masks = sum(not one.item.is_good for one in outlined)
+    pixels = pixel_metrics(
+        [one.truth for one in outlined if one.truth is not None] if masks else [],
+        [one.pixels(size_hw) for one in outlined] if masks else [],
+    )
+    return CategoryRow(
+        **images,
+        **pixels,
+        mean_steps_good=_mean([one.finding.steps for one in good]),
+        mean_steps_defect=_mean([one.finding.steps for one in defects]),
+        mean_level_good=_mean([one.finding.level for one in good]),
+        mean_level_defect=_mean([one.finding.level for one in defects]),
+        good=sum(one.item.is_good for one in measured),
+        defect=sum(not one.item.is_good for one in measured),
+        masks=masks,
+        undecided=len(measured) - len(seen),
+        false_rejects=_count(good, Decision.FAIL),
+        escapes=_count(defects, Decision.PASS),
+        image_auroc_by_defect={
+            kind: auroc([o.rank for o in good], [o.rank for o in defects if o.item.defect == kind])
+            for kind in kinds
+        },
+    )
+
+
+def mean_row(rows: Sequence[Row]) -> Row:
+    """Each metric's mean over the categories that have it."""
+    return Row(
+        **{
+            name: _mean([v for row in rows if (v := getattr(row, name)) is not None])
+            for name in Row.model_fields
+        }
+    )
+
+
+def to_markdown(evaluation: Table) -> str:
+    """The table for a README: one line per category, then the mean; a dash where there is none."""
+    lines = [
+        "| category | " + " | ".join(COLUMNS.values()) + " |",
+        "|---|" + "---:|" * len(COLUMNS),
+    ]
+    for category, row in [*evaluation.categories.items(), ("**mean**", evaluation.mean)]:
+        cells = [_cell(name, getattr(row, name)) for name in COLUMNS]
+        lines.append(f"| {category} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(name: str, value: Number) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if name.startswith("mean_") else f"{value:.3f}"
+
+
+def _count(measured: Sequence[Measured], decision: Decision) -> int | None:
+    if any(one.judgement is None for one in measured):
+        return None
+    return sum(one.judgement is not None and one.judgement.decision is decision for one in measured)
+
+
+def _mean(values: Sequence[float]) -> Number:
+    return float(np.mean(values)) if values else None
