@@ -80,17 +80,26 @@ class GigeSettings(Reconnecting):
     resend: bool = True  # ask again for packets that were lost
 
 
+class CameraFault(_Settings):
+    """What goes wrong with the simulated camera from frame ``first`` to frame ``last``."""
+
+    kind: Literal["lamp", "blur", "frozen", "torn", "black"]
+    first: NonNegativeInt
+    last: NonNegativeInt
+    strength: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
 class SimulatorSettings(_Settings):
     """A synthetic line."""
 
     kind: Literal["simulator"]
-    parts: tuple[str, ...] = ("disc",)
+    parts: Annotated[tuple[str, ...], Field(min_length=1)] = ("disc",)
     seed: NonNegativeInt = 0
-    rate_hz: NonNegativeFloat = 5.0
+    rate_hz: NonNegativeFloat = 5.0  # 0 = flat out
     frames: PositiveInt | None = None  # None = without end
     defect_rate: Annotated[float, Field(ge=0, le=1)] = 0.2
-    jitter: NonNegativeFloat = 0.0
-    faults: tuple[str, ...] = ()
+    jitter: Annotated[float, Field(ge=0, le=1)] = 0.0  # spread of the exposure in a belt period
+    faults: tuple[CameraFault, ...] = ()
 
 
 class ReplaySettings(_Settings):

@@ -1,8 +1,8 @@
 """The seam every camera stands behind: an iterator of exposures.
 
 A source never swallows an exposure. One that yields no image (a damaged file, a frame with lost
-packets) comes out as a BadExposure, and ingest answers it UNDECIDED(bad_frame): the part was there,
-so it must have a verdict.
+packets, one that nobody took in time) comes out as a BadExposure, and ingest answers it UNDECIDED
+with its reason: the part was there, so it must have a verdict.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from engines.contracts import Frame
+from engines.contracts import Frame, Reason
 
-WAIT_S = 0.25  # longest sleep between two looks at the stop event or a queue
+LONGEST_CATCH_UP_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class BadExposure:
-    """An exposure of which no image came; answered UNDECIDED(bad_frame)."""
+    """An exposure of which no image came; answered UNDECIDED with ``reason``."""
 
     camera: str
     captured_ns: int
@@ -30,6 +30,8 @@ class BadExposure:
     lot: str = ""
     recipe: str = ""
     source_frame_id: str = ""
+    reason: Reason = Reason.BAD_FRAME
+    frame_id: str = ""  # "" until ingest stamps it, as a Frame's
 
 
 Exposure = Frame | BadExposure
@@ -44,15 +46,14 @@ class Source(Protocol):
 
 
 class Pace:
-    """A conveyor clock: waits until the due moment, and never makes up for lost time in a burst."""
+    """A conveyor's clock: waits for the due moment, and makes up for lost time in no long burst."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
 
     def wait_until(self, due_s: float, stop: threading.Event) -> bool:
         """Wait until ``due_s`` seconds after the start; False where ``stop`` was set first."""
-        late = time.monotonic() - self._start - due_s
-        if late > WAIT_S:
-            self._start += late  # a stalled consumer shifts the clock instead of causing a rush
-        left = -late
+        left = self._start + due_s - time.monotonic()
+        if left < -LONGEST_CATCH_UP_S:
+            self._start -= left  # a stalled consumer shifts the clock instead of causing a rush
         return not (stop.wait(left) if left > 0 else stop.is_set())

@@ -1,0 +1,93 @@
+"""Messages of a recording: Foxglove's image, and our own where Foxglove has none.
+
+Field names and types follow Foxglove's published schemas, JSON encoding. The image has one field
+more, ``frame``, with the provenance: readers of the plain schema pass over it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from engines.contracts import Frame, Reason, Verdict
+from engines.images import decode_image
+from pipeline.sources.source import BadExposure, Exposure
+
+_Schema = dict[str, Any]
+
+PROVENANCE = ("frame_id", "category", "recipe", "part_id", "lot", "source_frame_id")
+
+_TEXT = {"type": "string"}
+_TIME: _Schema = {
+    "type": "object",
+    "properties": {"sec": {"type": "integer"}, "nsec": {"type": "integer"}},
+}
+_FRAME: _Schema = {
+    "type": "object",
+    "properties": dict.fromkeys(PROVENANCE, _TEXT) | {"captured_ns": {"type": "integer"}},
+}
+_IMAGE: _Schema = {
+    "title": "foxglove.CompressedImage",
+    "type": "object",
+    "properties": {
+        "timestamp": _TIME,
+        "frame_id": _TEXT,  # Foxglove's frame of reference: here the camera
+        "data": {"type": "string", "contentEncoding": "base64"},
+        "format": _TEXT,
+        "frame": _FRAME,
+    },
+    "required": ["timestamp", "frame_id", "data", "format"],
+}
+_BAD: _Schema = {
+    "title": "assayline.BadExposure",
+    "type": "object",
+    "properties": {**_FRAME["properties"], "sentence": _TEXT, "reason": _TEXT},
+}
+SCHEMAS: dict[str, _Schema] = {
+    "foxglove.CompressedImage": _IMAGE,
+    "assayline.Verdict": Verdict.model_json_schema(),
+    "assayline.BadExposure": _BAD,
+}
+CHANNELS = {
+    "frame": "foxglove.CompressedImage",
+    "mask": "foxglove.CompressedImage",
+    "verdict": "assayline.Verdict",
+    "bad_exposure": "assayline.BadExposure",
+}
+
+
+def picture(camera: str, time_ns: int, png: bytes) -> dict[str, Any]:
+    """A foxglove.CompressedImage of PNG bytes."""
+    return {
+        "timestamp": {"sec": time_ns // 10**9, "nsec": time_ns % 10**9},
+        "frame_id": camera,
+        "format": "png",
+        "data": base64.b64encode(png).decode(),
+    }
+
+
+def provenance(exposure: Exposure) -> dict[str, Any]:
+    """What a replay needs to know of an exposure besides its image."""
+    known = {key: getattr(exposure, key) for key in PROVENANCE}
+    return known | {"captured_ns": exposure.captured_ns}
+
+
+def frame_from(camera: str, data: bytes) -> Frame:
+    """The frame in a message; raises ValueError, KeyError, TypeError or BadFrame."""
+    message = json.loads(data)
+    about = message["frame"]
+    image = decode_image(base64.b64decode(message["data"], validate=True), about["frame_id"])
+    return Frame(camera=camera, image=image, **_described(about))
+
+
+def bad_exposure_from(camera: str, data: bytes) -> BadExposure:
+    """The bad exposure in a message; raises ValueError, KeyError or TypeError."""
+    about = json.loads(data)
+    sentence, reason = str(about["sentence"]), Reason(about["reason"])
+    return BadExposure(camera=camera, sentence=sentence, reason=reason, **_described(about))
+
+
+def _described(about: dict[str, Any]) -> dict[str, Any]:
+    texts = {key: str(about[key]) for key in PROVENANCE}
+    return texts | {"captured_ns": int(about["captured_ns"])}

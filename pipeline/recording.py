@@ -1,0 +1,264 @@
+"""Recordings: what the cameras saw and what was decided, in MCAP files that Foxglove opens.
+
+A frame is kept as it was captured, whole and lossless, in one message with its provenance, so that
+a crash never leaves one without the other. Every burst of messages is closed as a chunk and handed
+to the system: a killed process leaves a file that is readable up to its last burst.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import zstandard
+from mcap.exceptions import McapError
+from mcap.records import Channel, Message
+from mcap.stream_reader import CRCValidationError, StreamReader
+from mcap.writer import MCAP0_MAGIC, Writer
+from pydantic import ValidationError
+
+from engines.contracts import BadData, BadFrame, Frame, Verdict
+from engines.images import encode_png
+from pipeline.comparison import Difference, compare_verdicts
+from pipeline.foxglove import (
+    CHANNELS,
+    SCHEMAS,
+    bad_exposure_from,
+    frame_from,
+    picture,
+    provenance,
+)
+from pipeline.sources.source import BadExposure, Exposure
+from pipeline.telemetry import facts
+
+__all__ = [
+    "Difference",
+    "Recorder",
+    "check_recording",
+    "compare_verdicts",
+    "read_exposures",
+    "read_frames",
+    "read_verdicts",
+]
+
+QUEUE_MAX = 32  # exposures and verdicts waiting for the disk
+_Entry = tuple[Exposure | Verdict, bytes]  # a verdict comes with its mask as PNG
+# What a file that ends or breaks in the middle makes the reader raise.
+_BREAKS = (
+    McapError,
+    CRCValidationError,
+    zstandard.ZstdError,
+    struct.error,
+    ValueError,
+    MemoryError,
+)
+
+
+class Recorder:
+    """Writes a recording on a thread of its own; every method may be called from any thread.
+
+    The line never waits for the disk: what finds the queue full is not recorded and counted in
+    ``overruns``, and so is everything after a failure of the disk, which leaving the context
+    raises as BadData. Do not change an image after handing it over.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.frames = 0  # exposures written
+        self.verdicts = 0  # verdicts written
+        self.overruns = 0  # exposures and verdicts not recorded
+        self.failure = ""  # why nothing more can be written
+        self._queue: queue.Queue[_Entry | None] = queue.Queue(QUEUE_MAX)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._file = _created(self.path)
+        self._writer = Writer(self._file)
+        self._writer.start(library="assayline")
+        self._channels: dict[str, int] = {}
+        self._schemas: dict[str, int] = {}
+        self._thread = threading.Thread(target=self._write_all, name="recorder", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join()
+        if self.failure and error is None:
+            raise BadData(self.failure)
+
+    def frame(self, exposure: Exposure) -> bool:
+        """Record an exposure; False where the disk is behind and it is not recorded."""
+        return self._offer((exposure, b""))
+
+    def verdict(self, verdict: Verdict, mask_png: bytes = b"") -> bool:
+        """Record a verdict and its mask; False where the disk is behind."""
+        return self._offer((verdict, mask_png))
+
+    def _offer(self, entry: _Entry) -> bool:
+        try:
+            if not self.failure and not self._closed:
+                self._queue.put_nowait(entry)
+                return True
+        except queue.Full:
+            pass
+        with self._lock:
+            self.overruns += 1
+        return False
+
+    def _write_all(self) -> None:
+        """The thread: write until told to end, then the summary and the footer."""
+        try:
+            with self._file:
+                while (entry := self._queue.get()) is not None:
+                    self._write(*entry)
+                    if self._queue.empty():
+                        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.finish()  # type: ignore[no-untyped-call]
+        except OSError as error:
+            reason = error.strerror or error
+            self.failure = (
+                f"the recording {self.path} is cut short ({reason}): make room on the disk."
+            )
+            facts.event("recording_failed", level="error", sentence=self.failure)
+            self._drop_rest()
+
+    def _drop_rest(self) -> None:
+        while self._queue.get() is not None:
+            with self._lock:
+                self.overruns += 1
+
+    def _write(self, entry: Exposure | Verdict, mask_png: bytes) -> None:
+        match entry:
+            case Frame():
+                image = picture(entry.camera, entry.captured_ns, encode_png(entry.image))
+                image["frame"] = provenance(entry)
+                self._add(entry.camera, "frame", entry.captured_ns, image)
+                self.frames += 1
+            case BadExposure():
+                record = provenance(entry) | {"sentence": entry.sentence, "reason": entry.reason}
+                self._add(entry.camera, "bad_exposure", entry.captured_ns, record)
+                self.frames += 1
+            case Verdict():
+                self._add(entry.camera, "verdict", entry.decided_ns, entry.model_dump(mode="json"))
+                if mask_png:
+                    image = picture(entry.camera, entry.captured_ns, mask_png)
+                    self._add(entry.camera, "mask", entry.decided_ns, image)
+                self.verdicts += 1
+
+    def _add(self, camera: str, kind: str, time_ns: int, message: dict[str, Any]) -> None:
+        channel = self._channel(f"/{camera}/{kind}", CHANNELS[kind])
+        data = json.dumps(message, separators=(",", ":")).encode()
+        self._writer.add_message(channel, time_ns, data, time_ns)
+
+    def _channel(self, topic: str, schema: str) -> int:
+        if schema not in self._schemas:
+            text = json.dumps(SCHEMAS[schema]).encode()
+            self._schemas[schema] = self._writer.register_schema(schema, "jsonschema", text)
+        if topic not in self._channels:
+            self._channels[topic] = self._writer.register_channel(
+                topic, "json", self._schemas[schema]
+            )
+        return self._channels[topic]
+
+
+def read_exposures(path: str | Path, camera: str = "") -> Iterator[Exposure]:
+    """Frames and bad exposures of a recording in recorded order; of one camera where named.
+
+    A file that breaks off (a crash, a full disk) yields all that is whole. Raises BadData where it
+    is no recording or a whole message is not what this project writes.
+    """
+    for topic, data in _messages(Path(path)):
+        name, kind = topic.removeprefix("/").rsplit("/", 1)
+        if kind not in ("frame", "bad_exposure") or camera not in ("", name):
+            continue
+        try:
+            yield frame_from(name, data) if kind == "frame" else bad_exposure_from(name, data)
+        except (ValueError, KeyError, TypeError, BadFrame) as error:
+            raise BadData(f"{path} holds a damaged message on {topic}: {error}") from None
+
+
+def read_frames(path: str | Path, camera: str = "") -> Iterator[Frame]:
+    """Frames of a recording with the ids and stamps they were recorded with."""
+    return (one for one in read_exposures(path, camera) if isinstance(one, Frame))
+
+
+def read_verdicts(path: str | Path) -> Iterator[Verdict]:
+    """Verdicts of a recording, or of a file with one verdict's JSON per line."""
+    path = Path(path)
+    for data in _verdict_texts(path):
+        try:
+            yield Verdict.model_validate_json(data)
+        except ValidationError as error:
+            where = error.errors()[0]
+            raise BadData(
+                f"{path} holds something that is no verdict ({where['msg']}): name a recording "
+                "or a file with one verdict per line."
+            ) from None
+
+
+def check_recording(path: Path) -> None:
+    """Raise BadData where a file is no recording."""
+    if not _starts_as_recording(path):
+        raise BadData(f"{path} is not a recording: name an .mcap file that was recorded.")
+
+
+def _created(path: Path) -> BinaryIO:
+    """A new file; an existing recording is never overwritten."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb")
+    except FileExistsError:
+        raise BadData(f"{path} exists already: name another file, or move it away.") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise BadData(f"{path} cannot be written ({reason}): check the folder.") from None
+
+
+def _verdict_texts(path: Path) -> Iterator[bytes]:
+    if _starts_as_recording(path):
+        for topic, data in _messages(path):
+            if topic.endswith("/verdict"):
+                yield data
+        return
+    with path.open("rb") as lines:
+        yield from (line for line in lines if line.strip())
+
+
+def _messages(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(topic, data) of every whole message, up to the end or to where the file breaks off."""
+    check_recording(path)
+    channels: dict[int, str] = {}
+    with path.open("rb") as file:
+        records = StreamReader(file, validate_crcs=True).records
+        while True:
+            try:
+                record = next(records, None)
+            except _BREAKS as error:
+                facts.event("recording_broken", level="warning", path=str(path), reason=str(error))
+                return
+            if record is None:
+                return
+            if isinstance(record, Channel):
+                channels[record.id] = record.topic
+            elif isinstance(record, Message) and record.channel_id in channels:
+                yield channels[record.channel_id], record.data
+
+
+def _starts_as_recording(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MCAP0_MAGIC)) == MCAP0_MAGIC
+    except OSError as error:
+        reason = error.strerror or error
+        raise BadData(f"{path} cannot be read ({reason}): check its name and rights.") from None
