@@ -4,26 +4,28 @@ Everything is measured at the model's input size, also where images of a folder 
 are stretched to it, truth masks are shrunk to it. Test images only measure; thresholds, scales and
 normalisation come from the bundle. Images are ranked by surprise. Where the backend was never
 calibrated there is none: then one plan, the deepest, is forced on every image and the raw score
-ranks.
+ranks. A folder with a ``truth.csv`` (file, severity), as the simulator writes it, is also measured
+per severity quartile.
 """
 
 from __future__ import annotations
 
+import csv
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from engines.contracts import ADAPTIVE, Decision, Finding
+from engines.contracts import ADAPTIVE, BadData, Decision, Finding
 from engines.dataset import Item, load_model_input, load_truth, test_items
 from engines.dataset import categories as categories_of
 from engines.inspector import Inspector, Part, inspect_all
 from engines.plots import draw_category
-from engines.tables import Measured, Number, Table, table_of, to_markdown
+from engines.tables import Measured, Number, Table, markdown_of, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from engines.bundle import Bundle
     from engines.calibration import Calibration
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "Score", "evaluate", "evaluate_on", "to_markdown"]
 
-Test = list[tuple["Item", "Mask | None"]]  # images of a category with their truth masks
+TRUTH = "truth.csv"
+Test = list[tuple["Item", "Mask | None", float | None]]  # image, truth mask, severity
 
 
 class Score(BaseModel):
@@ -63,11 +66,17 @@ class Evaluation(Table):
     scores: list[Score]
 
 
+def to_markdown(evaluation: Evaluation) -> str:
+    """The table for a README, and under it the note where the evaluation has one."""
+    table = markdown_of(evaluation)
+    return f"{table}\n\n{evaluation.note}" if evaluation.note else table
+
+
 def evaluate(
     bundle: Bundle,
     data_root: Path | str,
-    *,
     categories: Sequence[str] | None = None,
+    *,
     backend: str = "openvino",
     precision: str = "auto",
     plans: Sequence[int] | None = None,
@@ -85,7 +94,7 @@ def evaluate(
             bundle,
             opened,
             data_root,
-            categories=categories,
+            categories,
             plans=plans,
             plot=plot,
             progress=progress,
@@ -96,15 +105,22 @@ def evaluate_on(
     bundle: Bundle,
     backend: Backend,
     data_root: Path | str,
-    *,
     categories: Sequence[str] | None = None,
+    *,
     plans: Sequence[int] | None = None,
     plot: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """As ``evaluate``, on a backend that is open already."""
     size = bundle.manifest.image_size
-    tests = {name: _test(data_root, name, size) for name in categories or categories_of(data_root)}
+    severities = _severities(Path(data_root))
+    tests: dict[str, Test] = {
+        name: [
+            (item, load_truth(item, size), severities.get(_below(item, data_root)))
+            for item in test_items(data_root, name)
+        ]
+        for name in categories or categories_of(data_root)
+    }
     calibration = _usable_calibration(bundle, backend, list(tests))
     policy = ADAPTIVE if calibration else _deepest(bundle)
     wanted = dict.fromkeys([policy, *(plans or [])])
@@ -134,8 +150,21 @@ def evaluate_on(
     )
 
 
-def _test(data_root: Path | str, category: str, size: tuple[int, int]) -> Test:
-    return [(item, load_truth(item, size)) for item in test_items(data_root, category)]
+def _severities(data_root: Path) -> dict[str, float]:
+    """Severity of each simulated image by its path below the data folder; empty without truth."""
+    if not (data_root / TRUTH).is_file():
+        return {}
+    try:
+        with (data_root / TRUTH).open(newline="") as file:
+            return {row["file"]: float(row["severity"]) for row in csv.DictReader(file)}
+    except (KeyError, ValueError, TypeError) as error:
+        raise BadData(
+            f"{data_root / TRUTH} lacks the columns file and severity ({error}); write it again"
+        ) from error
+
+
+def _below(item: Item, data_root: Path | str) -> str:
+    return item.path.relative_to(data_root).as_posix()
 
 
 def _measure(
@@ -150,7 +179,7 @@ def _measure(
     """Inspect one category's items, in the order of the folder."""
     findings: dict[int, Finding] = {}
     for finding in inspect_all(
-        Inspector(backend), _parts(bundle, [item for item, _ in test], plan)
+        Inspector(backend), _parts(bundle, [item for item, _, _ in test], plan)
     ):
         findings[int(finding.frame_id)] = finding
         tick()
@@ -160,8 +189,9 @@ def _measure(
             truth,
             findings[i],
             calibration.judge(findings[i], backend.key) if calibration else None,
+            severity,
         )
-        for i, (item, truth) in enumerate(test)
+        for i, (item, truth, severity) in enumerate(test)
     ]
 
 
@@ -208,7 +238,7 @@ def _ticker(total: int, progress: Callable[[int, int], None] | None) -> Callable
 def _score(one: Measured, data_root: Path | str) -> Score:
     finding, judgement = one.finding, one.judgement
     return Score(
-        path=one.item.path.relative_to(data_root).as_posix(),
+        path=_below(one.item, data_root),
         category=one.item.category,
         defect=one.item.defect,
         anomaly_score=finding.anomaly_score if math.isfinite(finding.anomaly_score) else None,

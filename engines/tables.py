@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from engines.contracts import Decision, Finding, Float32
 from engines.dataset import Item
 from engines.masks import Mask, stretched
-from engines.metrics import auroc, pixel_metrics, ranking_metrics
+from engines.metrics import auroc, auroc_by_quartile, pixel_metrics, ranking_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,6 +66,7 @@ class CategoryRow(Row):
     false_rejects: int | None  # good parts failed; None without a calibration
     escapes: int | None  # defects passed
     image_auroc_by_defect: dict[str, Number]
+    image_auroc_by_severity: dict[str, Number]  # by quartile, mildest q1; empty where unknown
 
 
 class Table(BaseModel):
@@ -84,6 +85,7 @@ class Measured:
     truth: Mask | None
     finding: Finding
     judgement: Judgement | None  # None without a calibration
+    severity: float | None = None  # of a simulated defect
 
     @property
     def rank(self) -> float:
@@ -135,7 +137,16 @@ def category_row(measured: Sequence[Measured], size_hw: tuple[int, int]) -> Cate
             kind: auroc([o.rank for o in good], [o.rank for o in defects if o.item.defect == kind])
             for kind in kinds
         },
+        image_auroc_by_severity=_by_severity(good, defects),
     )
+
+
+def _by_severity(good: Sequence[Measured], defects: Sequence[Measured]) -> dict[str, Number]:
+    known = [(one.rank, one.severity) for one in defects if one.severity is not None]
+    if not known:
+        return {}
+    ranks, severities = zip(*known, strict=True)
+    return auroc_by_quartile([one.rank for one in good], ranks, severities)
 
 
 def mean_row(rows: Sequence[Row]) -> Row:
@@ -148,13 +159,13 @@ def mean_row(rows: Sequence[Row]) -> Row:
     )
 
 
-def to_markdown(evaluation: Table) -> str:
-    """The table for a README: one line per category, then the mean; a dash where there is none."""
+def markdown_of(table: Table) -> str:
+    """A table for people: one line per category, then the mean; a dash where there is none."""
     lines = [
         "| category | " + " | ".join(COLUMNS.values()) + " |",
         "|---|" + "---:|" * len(COLUMNS),
     ]
-    for category, row in [*evaluation.categories.items(), ("**mean**", evaluation.mean)]:
+    for category, row in [*table.categories.items(), ("**mean**", table.mean)]:
         cells = [_cell(name, getattr(row, name)) for name in COLUMNS]
         lines.append(f"| {category} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

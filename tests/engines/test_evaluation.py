@@ -205,6 +205,7 @@ def test_without_calibration_the_deepest_plan_ranks_by_raw_score(folder: Path) -
     assert {score.plan for score in found.scores} == {1}
     assert found.categories["disc"].false_rejects is None
     assert found.categories["disc"].image_auroc == 1
+    assert found.note in to_markdown(found)
 
 
 def test_no_evidence_is_counted_and_ranks_nowhere(bundle: Bundle, tmp_path: Path) -> None:
@@ -224,6 +225,22 @@ def test_unequal_image_sizes_are_measured_at_the_input_size(bundle: Bundle, tmp_
         picture = decode_image(path.read_bytes())
         path.write_bytes(encode_png(picture.repeat(2, axis=0).repeat(2, axis=1)))
     assert evaluate_on(bundle, Brightness(), tmp_path).mean == small.mean
+
+
+def test_simulator_truth_gives_a_row_per_severity(bundle: Bundle, tmp_path: Path) -> None:
+    """With severities beside the images, the mild quartile is measured apart from the severe."""
+    write(tmp_path, "disc", "good", [0] * 8)
+    write(tmp_path, "disc", "dent", [1, 1, 70, 80, 90, 100, 110, 120])
+    lines = [f"disc/test/dent/{i:04d}.png,disc,dent,{i / 8}" for i in range(8)]
+    (tmp_path / "truth.csv").write_text("\n".join(["file,category,defect,severity", *lines]))
+    found = evaluate_on(bundle, Brightness(), tmp_path).categories["disc"].image_auroc_by_severity
+    assert list(found) == ["q1", "q2", "q3", "q4"]
+    assert found["q1"] is not None
+    assert found["q1"] < 0.9
+    assert (found["q2"], found["q3"], found["q4"]) == (1, 1, 1)
+    (tmp_path / "truth.csv").write_text("name\nx")
+    with pytest.raises(BadData, match=r"truth\.csv"):
+        evaluate_on(bundle, Brightness(), tmp_path)
 
 
 def test_progress_reaches_its_total(bundle: Bundle, folder: Path) -> None:
