@@ -29,13 +29,11 @@ class SeverityBank(nn.Module):
 
     rows: Tensor  # [K + 1, n, D]
     centre: Tensor  # [K + 1, D], subtracted before the search
-    half_norms: Tensor  # [K + 1, n] half the squared norm of a centred row
 
     def __init__(self, categories: int, rows: int, channels: int) -> None:
         super().__init__()
         self.register_buffer("rows", torch.zeros(categories + 1, rows, channels))
         self.register_buffer("centre", torch.zeros(categories + 1, channels))
-        self.register_buffer("half_norms", torch.zeros(categories + 1, rows))
 
     def forward(self, features: Tensor, category: Tensor) -> Tensor:
         """Distance to the nearest good patch, [B, D, h, w] and i64 [B] -> f32 [B, h, w]."""
@@ -53,7 +51,8 @@ class SeverityBank(nn.Module):
         """
         centre = self.centre[category][:, None]  # [B, 1, D]
         rows = (self.rows[category] - centre).transpose(1, 2)  # [B, D, n]
-        closeness = torch.bmm(cells - centre, rows) - self.half_norms[category][:, None]
+        # The norms are not stored: a bundle would round them to fp16, and the search needs f32.
+        closeness = torch.bmm(cells - centre, rows) - (rows**2).sum(1, keepdim=True) / 2
         return closeness.argmax(2)
 
     @torch.inference_mode()
@@ -77,7 +76,6 @@ class SeverityBank(nn.Module):
         chosen = chosen.repeat(-(-count // len(chosen)), 1)[:count]
         self.rows[category] = chosen
         self.centre[category] = chosen.mean(0).half().float()
-        self.half_norms[category] = ((chosen - self.centre[category]) ** 2).sum(1) / 2
 
 
 def coreset(patches: Tensor, count: int, seed: int = 0) -> Tensor:

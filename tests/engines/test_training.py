@@ -1,0 +1,277 @@
+"""Laws of the training loop, its checkpoints, the latent cache, and both fits."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from engines.checkpoint import read_tensors
+from engines.codecs import build_codec
+from engines.contracts import BadData, EngineFault
+from engines.descent import CHECKPOINT, Schedule, Training, train
+from engines.images import read_image
+from engines.methods.method import Plan, State
+from engines.networks import build_denoiser
+from engines.training import fit_codec, fit_denoiser, latent_cache, shifted
+
+torch.set_num_threads(1)
+
+
+class Interrupted(Exception):
+    """Stands for the moment a process dies."""
+
+
+def toy_network() -> nn.Module:
+    """A small convolutional network with dropout, the same every time."""
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1), nn.SiLU(), nn.Dropout(0.3), nn.Conv2d(8, 2, 3, padding=1)
+    )
+
+
+def toy_fit(folder: Path, *, die_at: int | None = None, resume: bool = False) -> nn.Module:
+    """Denoise constant pictures for 40 steps, checkpointing at every step until the 20th."""
+    network = toy_network()
+
+    def loss_of(generator: torch.Generator) -> Tensor:
+        clean = torch.randint(3, (4, 2, 1, 1), generator=generator).float().expand(4, 2, 8, 8)
+        return (
+            (network(clean + torch.randn(clean.shape, generator=generator)) - clean) ** 2
+        ).mean()
+
+    def progress(reached: Training) -> None:
+        if reached.step == die_at:
+            raise Interrupted
+
+    # The clock stands still after 20 ticks, so later steps are lost when the run dies.
+    ticks = iter(range(10_000))
+    schedule = Schedule(steps=40, batch=4, log_every=1, checkpoint_s=1.0, precision="f32")
+    clock = lambda: float(min(next(ticks), 20))  # noqa: E731
+    train(network, loss_of, schedule, folder, resume=resume, progress=progress, clock=clock)
+    return network
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Killed at step 30 with a checkpoint of step 20, the rest is trained again bit for bit."""
+    whole = toy_fit(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        toy_fit(tmp_path / "cut", die_at=30)
+    assert read_tensors(tmp_path / "cut" / CHECKPOINT)[1]["step"] == 20
+    resumed = toy_fit(tmp_path / "cut", resume=True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    columns = [_losses(tmp_path / folder) for folder in ("whole", "cut")]
+    assert columns[0] == columns[1]
+    assert len(columns[0]) == 40
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import torch
+from torch import nn
+from engines.descent import Schedule, train
+torch.manual_seed(0)
+network = nn.Linear(64, 64)
+def loss_of(generator):
+    return (network(torch.randn(8, 64, generator=generator)) ** 2).mean()
+train(network, loss_of, Schedule(steps=10**9, checkpoint_s=0.0), Path(sys.argv[1]))
+"""
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """SIGKILL while every step writes a checkpoint: the file reads, and training goes on."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], env=environment)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / CHECKPOINT).exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    _, facts = read_tensors(tmp_path / CHECKPOINT)
+    network = nn.Linear(64, 64)
+    schedule = Schedule(steps=facts["step"] + 3)
+    reached = train(network, lambda _: (network.weight**2).mean(), schedule, tmp_path, resume=True)
+    assert reached.step == facts["step"] + 3
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    """Another seed, another network, a damaged file: one sentence each, nothing overwritten."""
+    loss_of = lambda _: torch.zeros((), requires_grad=True) * 1  # noqa: E731
+    train(nn.Linear(2, 2), loss_of, Schedule(steps=2), tmp_path)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(BadData, match="seed 0"):
+        train(nn.Linear(2, 2), loss_of, Schedule(steps=4, seed=1), tmp_path, resume=True)
+    with pytest.raises(BadData, match="another network"):
+        train(nn.Linear(3, 2), loss_of, Schedule(steps=4), tmp_path, resume=True)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    (tmp_path / CHECKPOINT).write_bytes(before[:-9])
+    with pytest.raises(BadData, match="damaged"):
+        train(nn.Linear(2, 2), loss_of, Schedule(steps=4), tmp_path, resume=True)
+
+
+def test_divergence_stops_the_run(tmp_path: Path) -> None:
+    """A loss that is not finite is a fault with a remedy, not a saved network."""
+    network = nn.Linear(1, 1)
+    with pytest.raises(EngineFault, match="lower the learning rate"):
+        train(network, lambda _: network.weight.sum() * torch.inf, Schedule(steps=5), tmp_path)
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_minutes_bound_a_run_and_its_learning_rate(tmp_path: Path) -> None:
+    """With six seconds a step half a minute is five steps, and the rate ends at zero."""
+    network, seconds = nn.Linear(1, 1), iter(range(0, 6000, 6))
+    rates: list[float] = []
+    reached = train(
+        network,
+        lambda _: (network.weight**2).sum(),
+        Schedule(steps=1000, minutes=0.5, log_every=1),
+        tmp_path,
+        progress=lambda report: rates.append(report.learning_rate),
+        clock=lambda: float(next(seconds)),
+    )
+    assert reached.step == 5
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_snapshots_are_spread_over_the_budget(tmp_path: Path) -> None:
+    """Four snapshots of 20 steps lie at 5, 10, 15 and 20."""
+    network = nn.Linear(1, 1)
+    schedule = Schedule(steps=20, snapshots=4)
+    train(network, lambda _: (network.weight**2).sum(), schedule, tmp_path)
+    names = sorted(path.stem for path in (tmp_path / "snapshots").iterdir())
+    assert names == ["step_000005", "step_000010", "step_000015", "step_000020"]
+
+
+def test_the_callers_random_state_is_untouched(tmp_path: Path) -> None:
+    """Training draws from its own seed."""
+    network = nn.Linear(1, 1)
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    train(network, lambda _: (network.weight**2).sum(), Schedule(steps=1), tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@given(seed=st.integers(0, 1000), shift=st.integers(0, 4))
+@settings(max_examples=25, deadline=None)
+def test_a_shift_moves_without_inventing_pixels(seed: int, shift: int) -> None:
+    """Every shifted image is its original displaced by at most ``shift`` pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (1, 12, 12, 3), dtype=torch.uint8, generator=generator)
+    moved = shifted(image, shift, generator)
+    core = moved[0, shift : 12 - shift, shift : 12 - shift]
+    side = 12 - 2 * shift
+    offsets = range(2 * shift + 1)
+    windows = [image[0, y : y + side, x : x + side] for y in offsets for x in offsets]
+    assert any(torch.equal(core, window) for window in windows)
+
+
+def test_the_cache_keeps_each_image_as_it_is_first() -> None:
+    """Variant 0 is the plain latent, the others are of shifted copies, drawn by the seed."""
+    codec = build_codec({"kind": "features", "channels": 4, "image_size": (64, 64)}).eval()
+    images = torch.randint(0, 256, (5, 64, 64, 3), dtype=torch.uint8)
+    cache = latent_cache(codec, images, variants=3, seed=5)
+    assert cache.shape == (5, 3, 4, 8, 8)
+    with torch.no_grad():
+        plain = codec.encode(images)
+    torch.testing.assert_close(cache[:, 0].float(), plain, atol=1e-2, rtol=1e-2)
+    assert not torch.equal(cache[:, 1], cache[:, 0])
+    assert torch.equal(cache, latent_cache(codec, images, variants=3, seed=5))
+
+
+@pytest.mark.parametrize("kind", ["vae", "features"])
+def test_a_codec_learns_to_draw(kind: str, tmp_path: Path) -> None:
+    """The loss falls, the latent is standardised, and a PNG shows input | reconstruction."""
+    torch.manual_seed(0)
+    codec = build_codec({"kind": kind, "channels": 8, "image_size": (64, 64)})
+    shade = torch.linspace(40, 220, 64).to(torch.uint8)
+    images = shade.view(1, 1, 64, 1).expand(8, 64, 64, 3).clone()
+    images[::2] = images[::2].flip(2)
+    reports: list[Training] = []
+    schedule = Schedule(steps=24, batch=4, learning_rate=3e-3, log_every=6)
+    fit_codec(codec, images, schedule, tmp_path, progress=reports.append)
+    assert reports[-1].loss < 0.8 * reports[0].loss
+    with torch.no_grad():
+        latent = codec.encode(images)
+    assert latent.mean((0, 2, 3)).abs().max() < 0.05
+    assert read_image(tmp_path / "reconstructions.png").shape == (6 * 64, 2 * 64, 3)
+
+
+class ToyMethod:
+    """Learns to undo added noise; enough of a method to be trained."""
+
+    plans = (Plan(1, (1,)),)
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.denoiser: nn.Module = build_denoiser("tiny", 4, categories=2, dropout=0.0)
+        self.seen: list[int] = []
+
+    def training_loss(self, latent: Tensor, category: Tensor, generator: torch.Generator) -> Tensor:
+        """Error of the predicted noise; remembers the labels it was given."""
+        self.seen += category.tolist()
+        noise = torch.randn(latent.shape, generator=generator)
+        level = torch.ones_like(category)
+        return ((self.denoiser(latent + noise, level, category) - noise) ** 2).mean()
+
+    def start(self, image: Tensor, category: Tensor, seed: Tensor, plan: Tensor) -> State:
+        """The image thinned to the latent grid."""
+        del seed, plan
+        return {
+            "latent": image[:, ::8, ::8].permute(0, 3, 1, 2).float() / 255,
+            "category": category,
+        }
+
+    def step(self, state: State) -> State:
+        """Half as bright."""
+        return {"latent": state["latent"] * 0.5}
+
+    def reconstruct(self, state: State) -> Tensor:
+        """Enlarged eightfold."""
+        return state["latent"].repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+
+def test_a_denoiser_learns_on_cached_latents(tmp_path: Path) -> None:
+    """The loss falls below that of a network that corrects nothing, and some labels are hidden."""
+    method, reports = ToyMethod(), list[Training]()
+    latents = torch.ones(4, 2, 4, 8, 8, dtype=torch.float16)
+    latents[2:] *= -1
+    categories = torch.tensor([0, 0, 1, 1])
+    images = torch.full((2, 64, 64, 3), 200, dtype=torch.uint8)
+    fit_denoiser(
+        method,
+        latents,
+        categories,
+        Schedule(steps=30, batch=8, learning_rate=3e-3, log_every=10),
+        tmp_path,
+        unknown=2,
+        samples=(images, categories[:2]),
+        progress=reports.append,
+    )
+    assert [report.step for report in reports] == [10, 20, 30]
+    assert reports[-1].loss < 0.8 * reports[0].loss
+    hidden = method.seen.count(2) / len(method.seen)
+    assert 0.03 < hidden < 0.2
+    picture = read_image(tmp_path / "reconstructions.png")
+    assert picture.shape == (128, 128, 3)
+    assert (picture[:, 64:] == 100).all()
+
+
+def _losses(folder: Path) -> list[tuple[str, str]]:
+    with (folder / "losses.csv").open() as file:
+        return [(row["step"], row["loss"]) for row in csv.DictReader(file)]
