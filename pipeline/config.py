@@ -119,6 +119,7 @@ class WorkerSettings(Settings):
     """How frames are inspected."""
 
     processes: PositiveInt = 1
+    index: NonNegativeInt = 0  # which of them this one is; the supervisor says
     backend: Literal["torch", "openvino", "tensorrt"] = "openvino"
     precision: Literal["auto", "f32", "bf16"] = "auto"
     threads: PositiveInt | None = None  # of the CPU runtime; absent = it chooses

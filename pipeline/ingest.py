@@ -19,9 +19,10 @@ from pipeline.journal import Journal
 from pipeline.sources import BadExposure, open_source
 from pipeline.sources.source import Exposure
 from pipeline.stream import Stream, open_stream
-from pipeline.telemetry import facts
+from pipeline.telemetry import facts, reporting
 from pipeline.wire import FrameEntry, FrameHead, head_of, undecided
 
+ROLE = "ingest"
 SETTLE_S = 0.1  # how often the journal learns what has been answered
 LOOK_S = 0.01  # how often a waiting source looks for a credit
 RETRY_MAX_S = 2.0
@@ -38,7 +39,9 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
     """
     chosen = settings.camera(camera)
     size = open_bundle(settings.bundle).manifest.image_size
+    port = settings.metrics.port_of(ROLE, settings.camera_names.index(camera))
     with (
+        reporting(ROLE, settings.log_level, settings.metrics.host, port),
         open_stream(settings.redis.address(), settings.redis.namespace) as stream,
         Journal(settings.run_dir / f"{camera}.journal") as journal,
         open_source(chosen.source, camera) as source,
@@ -208,7 +211,7 @@ class Intake:
 
     def _lose(self, error: StreamLost) -> None:
         if not self._failures:
-            facts.count("stream_lost_total", role="ingest")
+            facts.count("stream_lost_total", role=ROLE)
             facts.event("stream_lost", level="error", sentence=str(error))
         self._failures += 1
         self._retry_at = time.monotonic() + min(RETRY_MAX_S, 0.1 * 2 ** min(self._failures, 10))

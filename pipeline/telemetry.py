@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -132,3 +133,13 @@ def serve_metrics(host: str, port: int) -> Iterator[int]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def reporting(role: str, level: str, host: str, port: int) -> Iterator[None]:
+    """Report as ``role`` while inside: events from ``level`` on, and /metrics."""
+    facts.speak_as(role, level)
+    with serve_metrics(host, port):
+        facts.event("started", pid=os.getpid())
+        yield
+        facts.event("ended")

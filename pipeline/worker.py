@@ -20,8 +20,9 @@ from engines.inspector import Inspector
 from pipeline.config import LineSettings
 from pipeline.judging import Judge
 from pipeline.pulse import Pulse
-from pipeline.reading import FrameReader
+from pipeline.reading import ROLE, FrameReader
 from pipeline.stream import open_stream
+from pipeline.telemetry import reporting
 from pipeline.writing import VerdictWriter
 
 
@@ -34,7 +35,9 @@ def run_worker(settings: LineSettings, stop: threading.Event) -> None:
     bundle, chosen = open_bundle(settings.bundle), settings.worker
     url, namespace = settings.redis.address(), settings.redis.namespace
     consumer = f"{socket.gethostname()}-{os.getpid()}"
+    metrics = settings.metrics
     with (
+        reporting(ROLE, settings.log_level, metrics.host, metrics.port_of(ROLE, chosen.index)),
         open_stream(url, namespace) as stream,
         open_backend(
             bundle,

@@ -1,0 +1,48 @@
+"""What is done with a verdict: each output in its own thread, so none can delay another."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from pipeline.outputs.lane import OutputLane
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.config import LineSettings
+    from pipeline.outputs.output import Output
+
+__all__ = ["OutputLane", "open_outputs"]
+
+QUEUE = 1024  # verdicts, of outputs that write to a disk
+
+
+@contextmanager
+def open_outputs(settings: LineSettings) -> Iterator[list[OutputLane]]:
+    """The outputs a line asks for, open and running; leaving drains them."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(OutputLane(*chosen)) for chosen in _chosen(settings)]
+
+
+def _chosen(settings: LineSettings) -> Iterator[tuple[Output, int]]:
+    """Outputs and their queue lengths; an output's libraries load only where it is asked for."""
+    sinks, run_dir = settings.sinks, settings.run_dir
+    if sinks.jsonl:
+        from pipeline.outputs.jsonl import Jsonl
+
+        yield Jsonl(sinks.jsonl.path or run_dir / "verdicts.jsonl", sinks.jsonl.fsync), QUEUE
+    if sinks.archive:
+        from pipeline.outputs.archive import Archive
+
+        crops = {camera.name: camera.crop for camera in settings.cameras}
+        folder = sinks.archive.folder or run_dir / "archive"
+        yield Archive(folder, sinks.archive.max_bytes, crops), QUEUE
+    if sinks.mqtt:
+        from pipeline.outputs.mqtt import Mqtt
+
+        yield Mqtt(sinks.mqtt), sinks.mqtt.queue
+    if sinks.webhook:
+        from pipeline.outputs.webhook import Webhook
+
+        yield Webhook(sinks.webhook), sinks.webhook.queue

@@ -1,0 +1,135 @@
+"""Picture, mask and overlay of every part that did not pass, in a folder of bounded size.
+
+Names come from the camera and the ids that this system gave, sanitised; nothing a frame says ever
+becomes a path. The oldest parts make room for new ones.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from engines.contracts import BadConfig, Decision, UInt8
+from engines.images import decode_image, encode_png, overlay
+from engines.masks import Mask
+from pipeline.stream import VerdictDelivery
+from pipeline.telemetry import facts
+from pipeline.wire import split_frame_id
+
+Crop = tuple[int, int, int, int]
+SUFFIXES = (".picture.png", ".mask.png", ".overlay.png", ".json")  # the last one says: complete
+MISSING_CAMERA = "camera"
+
+
+class Archive:
+    """Keeps parts as ``<camera>/<epoch>-<counter>.<what>``; at most ``max_bytes`` in all."""
+
+    name = "archive"
+
+    def __init__(self, folder: Path, max_bytes: int, crops: Mapping[str, Crop | None]) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._crops = crops
+        self._bytes = 0
+        self._parts: OrderedDict[str, int] = OrderedDict()  # stem -> bytes, oldest first
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadConfig(f"the archive {folder} cannot be made: {error}") from error
+        self._count_existing()
+
+    def act(self, delivery: VerdictDelivery, closing: threading.Event) -> None:  # noqa: ARG002 - Output
+        """Keep one part; a full archive forgets its oldest, a full disk raises OSError."""
+        if delivery.verdict.decision is Decision.PASS:
+            return
+        stem = stem_of(delivery)
+        if stem in self._parts:
+            return
+        contents = self._contents(delivery)
+        size = sum(len(content) for content in contents.values())
+        self._make_room(size)
+        try:
+            self._write(stem, contents)
+        except OSError:
+            self._remove(stem)
+            raise
+        self._enter(stem, size)
+
+    def rest(self) -> None:
+        """Nothing waits here."""
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _contents(self, delivery: VerdictDelivery) -> dict[str, bytes]:
+        picture, mask, seen, record = SUFFIXES
+        pictures = {picture: delivery.picture_png, mask: delivery.mask_png}
+        if delivery.picture_png and delivery.mask_png:
+            pictures[seen] = self._overlay(delivery)
+        kept = {suffix: content for suffix, content in pictures.items() if content}
+        return {**kept, record: delivery.verdict.model_dump_json(indent=1).encode()}
+
+    def _overlay(self, delivery: VerdictDelivery) -> bytes:
+        picture = decode_image(delivery.picture_png, "the picture")
+        mask = decode_image(delivery.mask_png, "the mask")[:, :, 0] > 0
+        return encode_png(
+            overlay(picture, mask_on_picture(picture, mask, self._crops.get(delivery.camera)))
+        )
+
+    def _make_room(self, size: int) -> None:
+        while self._parts and self._bytes + size > self._max_bytes:
+            stem, freed = self._parts.popitem(last=False)
+            self._remove(stem)
+            self._bytes -= freed
+
+    def _write(self, stem: str, contents: Mapping[str, bytes]) -> None:
+        for suffix, content in contents.items():
+            path = self._folder / f"{stem}{suffix}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+
+    def _remove(self, stem: str) -> None:
+        for suffix in reversed(SUFFIXES):
+            (self._folder / f"{stem}{suffix}").unlink(missing_ok=True)
+
+    def _enter(self, stem: str, size: int) -> None:
+        self._parts[stem] = size
+        self._bytes += size
+        facts.gauge("archive_bytes", self._bytes)
+
+    def _count_existing(self) -> None:
+        """Take stock of a former run; parts it did not complete are removed."""
+        found: dict[str, int] = {}
+        for path in sorted(self._folder.glob("*/*"), key=lambda path: path.stat().st_mtime_ns):
+            suffix = next((s for s in SUFFIXES if path.name.endswith(s)), "")
+            if suffix:
+                stem = f"{path.parent.name}/{path.name.removesuffix(suffix)}"
+                found[stem] = found.get(stem, 0) + path.stat().st_size
+        for stem, size in found.items():
+            if (self._folder / f"{stem}{SUFFIXES[-1]}").exists():
+                self._enter(stem, size)
+            else:
+                self._remove(stem)
+
+
+def stem_of(delivery: VerdictDelivery) -> str:
+    """Where a part is kept, below the archive's folder; ValueError for a foreign frame id."""
+    camera, entry_id = split_frame_id(delivery.verdict.frame_id)
+    safe = re.sub(r"[^A-Za-z0-9_-]", "_", camera) or MISSING_CAMERA
+    return f"{safe}/{entry_id}"
+
+
+def mask_on_picture(picture: UInt8, mask: Mask, crop: Crop | None) -> Mask:
+    """A mask in frame geometry [H, W], brought onto the model's picture of the crop [h, w, 3]."""
+    if crop is not None:
+        x, y, width, height = crop
+        mask = mask[y : y + height, x : x + width]
+    rows = np.arange(picture.shape[0]) * mask.shape[0] // picture.shape[0]
+    columns = np.arange(picture.shape[1]) * mask.shape[1] // picture.shape[1]
+    on_picture: Mask = mask[rows][:, columns]
+    return on_picture

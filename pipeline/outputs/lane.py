@@ -1,0 +1,95 @@
+"""One output's thread and its bounded queue.
+
+A full queue is an overrun: counted, and the verdict is done as far as this output is concerned. A
+failure is counted too. Of either, the first in a row is an event; a broken output may not fill the
+log.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from pipeline.lanes import Lane
+from pipeline.outputs.output import Output, StillOwed
+from pipeline.stream import VerdictDelivery
+from pipeline.telemetry import facts
+
+LOOK_S = 0.1
+Done = Callable[[], None]
+
+
+class OutputLane:
+    """Hands verdicts to one output, in order, without ever making the caller wait."""
+
+    def __init__(self, output: Output, queue_max: int) -> None:
+        self._output = output
+        self._queue: queue.Queue[tuple[VerdictDelivery, Done]] = queue.Queue(queue_max)
+        self._troubled = False
+        self._full = False
+        self._lane = Lane(f"output {output.name}", self._act_on)
+
+    def __enter__(self) -> Self:
+        self._lane.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lane.__exit__(kind, error, trace)
+
+    def offer(self, delivery: VerdictDelivery, done: Done) -> None:
+        """Queue a verdict; ``done`` is called when the output has dealt with it, or never will."""
+        try:
+            self._queue.put_nowait((delivery, done))
+            self._full = False
+        except queue.Full:
+            facts.count("outputs_overrun_total", output=self._output.name)
+            if not self._full:
+                facts.event("output_overrun", level="warning", output=self._output.name)
+            self._full = True
+            done()
+
+    def _act_on(self, closing: threading.Event) -> None:
+        try:
+            while not (closing.is_set() and self._queue.empty()):
+                try:
+                    delivery, done = self._queue.get(timeout=LOOK_S)
+                except queue.Empty:
+                    self._attempt(self._output.rest)
+                    continue
+                self._act(delivery, done, closing)
+        finally:
+            self._attempt(self._output.close)
+
+    def _act(self, delivery: VerdictDelivery, done: Done, closing: threading.Event) -> None:
+        name = self._output.name
+        try:
+            self._output.act(delivery, closing)
+        except StillOwed:
+            return
+        except Exception as error:  # whatever a disk or a network comes up with
+            facts.count("outputs_failed_total", output=name)
+            self._mention(error)
+        else:
+            facts.count("verdicts_acted_total", output=name)
+            self._troubled = False
+        done()
+
+    def _attempt(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:
+            self._mention(error)
+
+    def _mention(self, error: Exception) -> None:
+        if not self._troubled:
+            name = self._output.name
+            facts.event("output_failed", level="error", output=name, sentence=str(error))
+        self._troubled = True

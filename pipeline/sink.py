@@ -1,0 +1,181 @@
+"""Process 3: every verdict reaches the gate first and the slower outputs after it, once.
+
+This thread reads, tells the gate, and hands each verdict to the outputs, which have threads of
+their own; a verdict is acknowledged when all of them are done with it. Another thread keeps the
+gate: it answers for the frames that nobody has answered in time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from engines.contracts import Reason
+from pipeline.acted import Acted
+from pipeline.config import LineSettings
+from pipeline.gate import GateKeeper
+from pipeline.lanes import Lane, outlasting_loss
+from pipeline.outputs import OutputLane, open_outputs
+from pipeline.outputs.reject import FileReject, NoReject, RejectSignal
+from pipeline.pulse import Pulse
+from pipeline.stream import Stream, VerdictDelivery, open_stream
+from pipeline.telemetry import facts, reporting
+
+ROLE = "sink"
+READ_MAX = 32  # verdicts per camera and read
+BLOCK_MS = 20
+TRIM_S = 1.0
+BEAT_S = 0.5
+KEPT = 256  # verdicts left in the stream for those who look on
+
+
+def run_sink(settings: LineSettings, stop: threading.Event) -> None:
+    """Act on verdicts until ``stop`` is set and none is left; keeps the gate all the while.
+
+    Raises StreamLost where there is no server at the start or the end, BadConfig for outputs that
+    have no place.
+    """
+    url, namespace = settings.redis.address(), settings.redis.namespace
+    keeping = (settings.camera_names, settings.sinks.margin_ms)
+    metrics = settings.metrics
+    with (
+        reporting(ROLE, settings.log_level, metrics.host, metrics.port_of(ROLE)),
+        open_stream(url, namespace) as stream,
+        closing(Pulse(url, namespace)) as pulse,
+        Acted(settings.run_dir / "sink.acted") as acted,
+        Lane("gate", GateKeeper(stream, *keeping).run) as gate,
+    ):
+        inbox = Inbox(stream, settings.camera_names, f"{ROLE}:{settings.line}", acted, stop)
+        signs = Signs(gate, pulse, _reject_signal(settings), settings.line)
+        with open_outputs(settings) as outputs:
+            distribute(inbox, signs, outputs)
+        inbox.settle()
+
+
+def distribute(inbox: Inbox, signs: Signs, outputs: Sequence[OutputLane]) -> None:
+    """The main loop: the gate first, then whoever may be slow."""
+    while inbox.more:
+        for delivery in inbox.read():
+            signs.reject.signal(delivery.verdict)
+            done = inbox.owe(delivery, len(outputs))
+            for output in outputs:
+                output.offer(delivery, done)
+        signs.beat()
+        inbox.settle()
+
+
+class Signs:
+    """What the sink shows to the world: the reject signal, and that it lives."""
+
+    def __init__(self, gate: Lane, pulse: Pulse, reject: RejectSignal, line: str) -> None:
+        self.reject = reject
+        self._gate = gate
+        self._pulse = pulse
+        self._line = line
+        self._next_s = 0.0
+
+    def beat(self) -> None:
+        """Beat on every turn of the loop; raises what ended the gate keeper, if anything did."""
+        self._gate.check()
+        self.reject.beat()
+        if time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + BEAT_S
+            self._pulse.beat(ROLE, self._line)
+
+
+@dataclass(slots=True)
+class Owed:
+    """One frame's verdict on its way through the outputs."""
+
+    left: int  # outputs that still have to act
+    deliveries: dict[str, VerdictDelivery]  # by entry id; rarely more than one
+
+
+class Inbox:
+    """Verdicts of one consumer group: read, handed out once, acknowledged when dealt with."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        cameras: Sequence[str],
+        group: str,
+        acted: Acted,
+        stop: threading.Event,
+    ) -> None:
+        self._stream = stream
+        self._cameras = cameras
+        self._group = group
+        self._acted = acted
+        self._stop = stop
+        self._patiently = outlasting_loss(ROLE, stop)
+        self._owed: dict[str, Owed] = {}  # by frame_id
+        self._done: deque[VerdictDelivery] = deque()
+        self._lock = threading.Lock()
+        self._read_some = True
+        self._trim_at = 0.0  # monotonic seconds
+
+    @property
+    def more(self) -> bool:
+        """Whether verdicts may still come: not stopped, or the last read was not empty."""
+        return self._read_some or not self._stop.is_set()
+
+    def read(self) -> list[VerdictDelivery]:
+        """The next verdicts that nobody has acted on; waits a moment for the first."""
+        found: list[VerdictDelivery] = self._patiently(
+            self._stream.read_verdicts, self._cameras, self._group, ROLE, READ_MAX, BLOCK_MS
+        )
+        self._read_some = bool(found)
+        with self._lock:
+            return [delivery for delivery in found if self._is_new(delivery)]
+
+    def owe(self, delivery: VerdictDelivery, outputs: int) -> Callable[[], None]:
+        """Note that so many outputs will act; each calls what is returned once it is done."""
+        frame_id = delivery.verdict.frame_id
+        if delivery.verdict.reason is Reason.DEADLINE:
+            facts.count("verdicts_late_total", camera=delivery.camera)
+
+        def sign() -> None:
+            with self._lock:
+                owed = self._owed[frame_id]
+                owed.left -= 1
+                if owed.left <= 0:
+                    self._done.extend(self._owed.pop(frame_id).deliveries.values())
+                    self._acted.add([frame_id])
+
+        with self._lock:
+            self._owed[frame_id] = Owed(outputs, {delivery.entry_id: delivery})
+        if not outputs:
+            sign()
+        return sign
+
+    def settle(self) -> None:
+        """Acknowledge what is dealt with, and let the stream forget what nobody needs."""
+        done = [self._done.popleft() for _ in range(len(self._done))]
+        if done:
+            self._patiently(self._stream.acknowledge_verdicts, self._group, done)
+        if time.monotonic() >= self._trim_at:
+            self._trim_at = time.monotonic() + TRIM_S
+            for camera in self._cameras:
+                self._patiently(self._stream.trim_verdicts, camera, KEPT)
+
+    def _is_new(self, delivery: VerdictDelivery) -> bool:
+        """Whether its frame is neither acted on nor in hand; a repeat is only acknowledged."""
+        frame_id = delivery.verdict.frame_id
+        if (owed := self._owed.get(frame_id)) is not None:
+            owed.deliveries[delivery.entry_id] = delivery
+            return False
+        if frame_id in self._acted:
+            self._done.append(delivery)
+            return False
+        return True
+
+
+def _reject_signal(settings: LineSettings) -> RejectSignal:
+    chosen = settings.sinks.reject
+    if chosen is None:
+        return NoReject()
+    return FileReject(chosen.path or settings.run_dir / "reject.json", chosen.heartbeat_ms)
