@@ -32,6 +32,7 @@ from pipeline.wire import (
 GROUP = "inspect"
 QUARANTINE_LENGTH = 64
 QUARANTINE_ENTRY_BYTES = 524_288  # so a camera's quarantine never exceeds 32 MiB
+REFUSAL_NS = 1_000_000_000  # a frame half refused waits that long for the gate keeper
 ADMIT_KEYS, ANSWER_KEYS = 3, 6
 
 
@@ -93,10 +94,13 @@ class Stream(Verdicts):
         """
         keys, entry_id = self._place(verdict.frame_id)
         head = head_bytes(head_of(verdict))
-        close = (*_answer_keys(keys), *_answer_arguments(verdict, entry_id))
-        with self._translated(), self._commands.pipeline(transaction=True) as pipe:
-            pipe.execute_command(*self._admission(keys, entry_id, verdict.decided_ns, head))
-            pipe.execute_command("EVAL", self._scripts["answer"].script, ANSWER_KEYS, *close)
+        # Opened, then answered. Not one MULTI, which a full server refuses: if we die in between,
+        # the gate keeper finds the frame open.
+        opened = self._admission(keys, entry_id, verdict.decided_ns + REFUSAL_NS, head)
+        arguments = (*_answer_keys(keys), *_answer_arguments(verdict, entry_id))
+        with self._translated(), self._commands.pipeline(transaction=False) as pipe:
+            pipe.execute_command(*opened)
+            pipe.execute_command("EVAL", self._scripts["answer"].script, ANSWER_KEYS, *arguments)
             _, answered = pipe.execute()
         return bool(answered)
 

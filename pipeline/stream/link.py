@@ -26,7 +26,7 @@ CONNECT_TIMEOUT_S = 2.0
 REPLY_TIMEOUT_S = 5.0
 BLOCK_MAX_MS = 2000  # a stop is noticed, and a dead peer, within REPLY_TIMEOUT_S more
 CLOCK_PERIOD_NS = 1_000_000_000
-SCRIPTS = ("answer", "renew", "reclaim", "trim_verdicts", "begin_epoch")
+SCRIPTS = ("answer", "renew", "reclaim", "trim_verdicts", "ledger", "begin_epoch")
 
 
 def lua(name: str) -> str:
@@ -128,9 +128,7 @@ class Link:
             self._keys[camera] = Keys(self.namespace, camera)
         return self._keys[camera]
 
-    def _run(  # each script has its own kind of reply
-        self, script: str, keys: list[str], *arguments: str | bytes | int
-    ) -> Any:  # noqa: ANN401 - see above
+    def _run(self, script: str, keys: list[str], *arguments: str | bytes | int) -> Any:  # noqa: ANN401 - each script has its own reply
         with self._translated():
             return self._scripts[script](keys=keys, args=list(arguments))
 

@@ -87,11 +87,8 @@ class Verdicts(Link):
     def ledger(self, camera: str) -> Ledger:
         """The counts of a camera, of one instant."""
         keys = self._of(camera)
-        with self._translated(), self._commands.pipeline(transaction=True) as pipe:
-            pipe.hgetall(keys.ledger)
-            pipe.zcard(keys.open)
-            counts, still_open = pipe.execute()
-        return ledger_from(counts, still_open)
+        flat, still_open = self._run("ledger", [keys.ledger, keys.open])
+        return ledger_from(dict(zip(flat[::2], flat[1::2], strict=True)), still_open)
 
     def _decode(self, camera: str, entries: Entries, group: str = "") -> list[VerdictDelivery]:
         """Entries as verdicts. What is none is not ours: acknowledged, so it blocks nothing."""
