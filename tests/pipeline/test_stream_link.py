@@ -1,0 +1,234 @@
+"""The connection: its errors are one sentence without secrets, its clock is the server's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from redis import Redis
+
+from engines.contracts import BadConfig, Decision, ExitCode, StreamLost, Verdict
+from pipeline.server import embedded_server
+from pipeline.stream import Ledger, Stream, open_stream
+from pipeline.wire import FrameEntry
+
+SECRET = "geheim-17"  # noqa: S105 - of a user that lives as long as its test
+
+
+def an_entry(number: int) -> FrameEntry:
+    """A small frame of camera ``cam``."""
+    return FrameEntry(f"cam/1-{number}", "cam", 0, 1, np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.fixture
+def stream(redis_url: str, namespace: str) -> Iterator[Stream]:
+    """A stream on the embedded server."""
+    with open_stream(redis_url, namespace) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    "url", ["unix:///nowhere/redis.sock", "redis://me:geheim-17@127.0.0.1:1/0", "redis://[::1]:1"]
+)
+def test_nobody_there_is_stream_lost(url: str) -> None:
+    """A server that cannot be reached is StreamLost, without the password, and soon."""
+    with pytest.raises(StreamLost, match="cannot be reached") as caught, open_stream(url):
+        pass
+    assert SECRET not in str(caught.value)
+    assert caught.value.exit_code is ExitCode.NO_SERVER
+
+
+@pytest.mark.parametrize("url", ["", "redis.sock", "http://127.0.0.1", "redis://host:many"])
+def test_no_redis_address_is_bad_config(url: str) -> None:
+    """An address of something else is refused before anything is tried."""
+    with pytest.raises(BadConfig, match="no Redis address"), open_stream(url):
+        pass
+
+
+@pytest.mark.parametrize("server", ["debian_tcp_url", "debian_unix_url", "redis_url"])
+def test_a_wrong_password_is_bad_config(
+    server: str, namespace: str, request: pytest.FixtureRequest
+) -> None:
+    """A refused password says so, and neither the right nor the wrong one is printed."""
+    url = request.getfixturevalue(server)
+    with Redis.from_url(url) as admin:
+        admin.acl_setuser(namespace, enabled=True, passwords=[f"+{SECRET}"], keys=["*"])
+        try:
+            with pytest.raises(BadConfig, match="user or password") as caught:
+                Stream(f"{as_user(url, namespace, 'wrong-99')}", namespace).check_server()
+        finally:
+            admin.acl_deluser(namespace)
+    assert SECRET not in str(caught.value)
+    assert "wrong-99" not in str(caught.value)
+    assert caught.value.exit_code is ExitCode.BAD_CONFIG
+
+
+def test_a_missing_permission_is_bad_config(redis_url: str, namespace: str) -> None:
+    """A user that may not do what the contract needs is told which command."""
+    with Redis.from_url(redis_url) as admin:
+        admin.acl_setuser(
+            namespace,
+            enabled=True,
+            passwords=[f"+{SECRET}"],
+            keys=["*"],
+            categories=["+@all"],
+            commands=["-zcard"],
+        )
+        try:
+            with open_stream(as_user(redis_url, namespace, SECRET), namespace) as stream:
+                assert stream.admit(an_entry(1))
+                with pytest.raises(BadConfig, match="zcard") as caught:
+                    stream.credits("cam", 4)
+        finally:
+            admin.acl_deluser(namespace)
+    assert SECRET not in str(caught.value)
+
+
+def as_user(url: str, name: str, password: str) -> str:
+    """The URL with these credentials."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "unix":
+        return f"{url}?username={name}&password={password}"
+    return f"{scheme}://{name}:{password}@{rest}"
+
+
+def test_a_server_that_evicts_is_refused(tmp_path: Path) -> None:
+    """Any policy but noeviction loses whole streams without a word, so it is not opened."""
+    with embedded_server(tmp_path) as url, Redis.from_url(url) as admin:
+        admin.config_set("maxmemory-policy", "allkeys-lru")
+        with pytest.raises(BadConfig, match="noeviction"), open_stream(url):
+            pass
+
+
+def test_a_restart_is_seen_and_survived(tmp_path: Path) -> None:
+    """The same stream object goes on with the restarted server, which has another incarnation."""
+    with embedded_server(tmp_path) as url, open_stream(url) as stream:
+        before = stream.server_incarnation()
+        assert stream.server_incarnation() == before
+        assert stream.admit(an_entry(1))
+        stop_server(tmp_path)
+        with pytest.raises(StreamLost):
+            stream.credits("cam", 4)
+        with embedded_server(tmp_path):
+            assert stream.server_incarnation() != before
+            assert stream.ledger("cam") == Ledger(0, 0, 0, {}, 0)
+            assert stream.read(["cam"], "w1", 4, 0) == []
+            assert stream.admit(an_entry(1))
+            assert stream.read_verdicts(["cam"], "sink", "c", 4, 0) == []
+
+
+def stop_server(folder: Path) -> None:
+    """End the server of a folder as a crash would."""
+    with Redis(unix_socket_path=str(folder / "redis.sock")) as client:
+        os.kill(int(client.info("server")["process_id"]), signal.SIGKILL)
+        while True:
+            try:
+                client.ping()
+            except Exception:
+                return
+
+
+class LossyLine:
+    """A unix socket in front of a server that swallows the first reply to ``command``."""
+
+    def __init__(self, folder: Path, server: str, command: bytes) -> None:
+        self.url = f"unix://{folder}/lossy.sock"
+        self.lost = 0
+        self._server, self._command = server.removeprefix("unix://"), command
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self.url.removeprefix("unix://"))
+        self._listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more connections."""
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._relay, args=(client,), daemon=True).start()
+
+    def _relay(self, client: socket.socket) -> None:
+        with client, socket.socket(socket.AF_UNIX) as server:
+            server.connect(self._server)
+            while request := client.recv(1 << 20):
+                server.sendall(request)
+                reply = server.recv(1 << 20)
+                if self._command in request and not self.lost:
+                    self.lost += 1
+                    return  # the server has done it, the client will never know
+                client.sendall(reply)
+
+
+@pytest.mark.parametrize("command", [b"XADD", b"EVALSHA"])
+def test_a_lost_reply_repeats_nothing(
+    command: bytes, redis_url: str, namespace: str, tmp_path: Path
+) -> None:
+    """The client sends an admission or an answer again, and the server counts it once."""
+    line = LossyLine(tmp_path, redis_url, command)
+    try:
+        with open_stream(line.url, namespace) as stream:
+            stream.admit(an_entry(1))
+            (delivery,) = stream.read(["cam"], "w1", 4, 0)
+            stream.answer(delivery, "w1", stream_verdict(delivery.frame_id))
+            assert line.lost == 1
+            assert stream.ledger("cam") == Ledger(1, 1, 0, {}, 0)
+            assert len(stream.follow_verdicts("cam", "0")) == 1
+    finally:
+        line.close()
+
+
+def stream_verdict(frame_id: str) -> Verdict:
+    """A PASS."""
+    return Verdict(
+        frame_id=frame_id, camera="cam", decision=Decision.PASS, captured_ns=0, decided_ns=1
+    )
+
+
+def test_the_clock_is_the_servers(stream: Stream) -> None:
+    """now_ns agrees with TIME within the stated uncertainty, and runs forwards in between."""
+    readings = [stream.now_ns() for _ in range(100)]
+    assert readings == sorted(readings)
+    before = stream.now_ns()
+    seconds, microseconds = stream._commands.time()
+    after = stream.now_ns()
+    slack_ns = stream.clock_uncertainty_ms * 1e6 + 1_000  # TIME counts microseconds
+    assert before - slack_ns <= seconds * 10**9 + microseconds * 1_000 <= after + slack_ns
+
+
+def test_the_clock_is_measured_anew_each_second(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second later the offset is measured again; within the second no round trip is made."""
+    now = [10_000_000_000]
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now[0])
+    readings = 0
+    measure = stream._read_clock
+
+    def counted() -> tuple[int, int]:
+        nonlocal readings
+        readings += 1
+        return measure()
+
+    monkeypatch.setattr(stream, "_read_clock", counted)
+    for advance_ns in (0, 999_999_999, 0, 1, 10):
+        now[0] += advance_ns
+        stream.now_ns()
+    assert readings == 6
+
+
+def test_memory_is_told(stream: Stream) -> None:
+    """Used bytes grow with what is kept, below the limit given to the embedded server."""
+    memory = stream.memory()
+    assert 0 < memory.used_bytes < memory.limit_bytes == 512 * 2**20
