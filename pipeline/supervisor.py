@@ -1,0 +1,143 @@
+"""All roles of a line on one machine: server, sink, workers, cameras, page.
+
+The sink and the workers come first and the cameras last, so that no frame waits for an engine to
+load; they stop in the order of a frame's journey, so that every frame is answered and every verdict
+acted on. A second signal ends this process, and the kernel ends the others with it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+from engines.contracts import EngineFault, StreamLost
+from pipeline.config import LineSettings
+from pipeline.crew import Crew
+from pipeline.pulse import Pulse
+from pipeline.server import embedded_server
+from pipeline.stream import Ledger, open_stream
+from pipeline.telemetry import facts
+
+LOOK_S = 0.1
+READY_LOOKS = 1800  # three minutes for engines to load
+DRAIN_S = {"ingest": 20.0, "inspect": 20.0, "sink": 20.0, "dashboard": 5.0}  # in this order
+
+
+def run_line(
+    settings: LineSettings,
+    stop: threading.Event,
+    line: Path,
+    redis_url: str | None = None,
+    on_ready: Callable[[], None] | None = None,
+) -> dict[str, Ledger]:
+    """Run a line until its sources end or ``stop`` is set; the ledger of each camera.
+
+    ``redis_url`` is a server that the caller keeps; without it an embedded line starts its own.
+    Raises GivenUp where a process cannot be kept alive, StreamLost where there is no server.
+    Call it from a thread that lives as long as the line.
+    """
+    with ExitStack() as stack:
+        server = stack.enter_context(_server(settings, redis_url))
+        stream = stack.enter_context(open_stream(server.url, settings.redis.namespace))
+        pulse = stack.enter_context(closing(Pulse(server.url, settings.redis.namespace)))
+        crew = Crew(line.resolve(), settings.run_dir, _environment(settings, server))
+        stack.callback(crew.kill)
+        try:
+            _keep_running(settings, crew, server, pulse, stop=stop, on_ready=on_ready)
+        finally:  # given up or not: every frame is answered and every verdict acted on
+            for role, patience_s in DRAIN_S.items():
+                crew.end(role, patience_s)
+        return {name: stream.ledger(name) for name in settings.camera_names}
+
+
+def _keep_running(
+    settings: LineSettings,
+    crew: Crew,
+    server: Server,
+    pulse: Pulse,
+    *,
+    stop: threading.Event,
+    on_ready: Callable[[], None] | None,
+) -> None:
+    _start_inspection(settings, crew)
+    if _wait_until_ready(settings, crew, pulse, stop) and on_ready:
+        on_ready()
+    _start_cameras(settings, crew, stop)
+    while not (stop.wait(LOOK_S) or crew.all_finished("ingest")):
+        crew.tend()
+        server.tend(pulse)
+
+
+class Server:
+    """Where the streams live; one that is ours is started again when it dies."""
+
+    def __init__(self, url: str, folder: Path | None = None) -> None:
+        self.url = url
+        self.is_ours = folder is not None
+        self._folder = folder
+        self._running = ExitStack()
+
+    def __enter__(self) -> Server:
+        if self._folder is not None:
+            self.url = self._running.enter_context(embedded_server(self._folder))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+    def tend(self, pulse: Pulse) -> None:
+        """Start an embedded server again where it no longer answers."""
+        try:
+            pulse.living("sink")
+        except StreamLost as error:
+            facts.event("server_lost", level="error", sentence=str(error))
+            if self._folder is not None:
+                self._running.close()
+                self._running.enter_context(embedded_server(self._folder))
+
+
+@contextmanager
+def _server(settings: LineSettings, redis_url: str | None) -> Iterator[Server]:
+    if redis_url is not None or not settings.redis.embedded:
+        yield Server(redis_url or settings.redis.address())
+        return
+    with Server("", settings.run_dir / "redis") as server:
+        yield server
+
+
+def _environment(settings: LineSettings, server: Server) -> dict[str, str]:
+    """What the processes are told beside the YAML; never a password."""
+    told = {"ASSAYLINE_RUN_DIR": str(settings.run_dir)}
+    if settings.redis.embedded:
+        told["ASSAYLINE_REDIS__URL"] = server.url
+    return told
+
+
+def _start_inspection(settings: LineSettings, crew: Crew) -> None:
+    crew.start("sink", "sink")
+    for index in range(settings.worker.processes):
+        crew.start("inspect", f"inspect {index}", ASSAYLINE_WORKER__INDEX=str(index))
+    if settings.dashboard.enabled:
+        crew.start("dashboard", "dashboard")
+
+
+def _wait_until_ready(
+    settings: LineSettings, crew: Crew, pulse: Pulse, stop: threading.Event
+) -> bool:
+    """Return when the sink and every worker beat; False where ``stop`` came first."""
+    for _ in range(READY_LOOKS):
+        workers, sinks = pulse.living("inspect"), pulse.living("sink")
+        if len(workers) >= settings.worker.processes and sinks:
+            return True
+        if stop.wait(LOOK_S):
+            return False
+        crew.tend()
+    raise EngineFault(f"no inspection began within {READY_LOOKS * LOOK_S:.0f} s; see its log")
+
+
+def _start_cameras(settings: LineSettings, crew: Crew, stop: threading.Event) -> None:
+    if not stop.is_set():
+        for name in settings.camera_names:
+            crew.start("ingest", f"ingest {name}", "--camera", name)
