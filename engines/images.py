@@ -8,6 +8,7 @@ applied, so that a photograph arrives as a person sees it.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zlib
 from pathlib import Path
@@ -110,6 +111,11 @@ def encode_png(picture: UInt8 | Mask, level: int = FAST_PNG) -> bytes:
 def image_seed(model_input: UInt8) -> int:
     """Row of the constant noise table for this model input: it follows the pixels, not the name."""
     return zlib.crc32(np.ascontiguousarray(model_input).data)
+
+
+def fingerprint(model_input: UInt8) -> str:
+    """Short hash of an image's pixels, by which training images are known again."""
+    return hashlib.sha256(model_input.tobytes()).hexdigest()[:16]
 
 
 def overlay(image: UInt8, mask: Mask) -> UInt8:

@@ -1,7 +1,8 @@
-"""From a folder of good images to a calibrated bundle: the whole of ``assayline train``.
+"""What a training run is asked for, and the good images it may see.
 
-Good images are split once, by a hash of their names: most train the codec, the bank and the denoiser; the
-rest, which no part of the method has seen, fit its scales and its calibration and make its parity set.
+Good images are split once, by a hash of their names: most train the codec, the bank and the
+denoiser; the rest, which no part of the method has seen, fit its scales and its calibration and
+make its parity set.
 """
 
 from __future__ import annotations
@@ -10,19 +11,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
-from engines.contracts import BadData, UInt8
+from engines.contracts import BadConfig, BadData, UInt8
 from engines.dataset import categories as find_categories
 from engines.dataset import good_items, load_model_input, split_holdout
+from engines.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from engines.bundle import Bundle
     from engines.dataset import Item
-    from engines.methods.decodiff import DecoDiff
 
     Progress = Callable[[str, float, str], None]  # stage, share done in [0, 1], one line of facts
 
@@ -32,7 +40,7 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     method: Literal["DeCo-Diff"] = "DeCo-Diff"
-    size: Literal["tiny", "base", "full"] = "tiny"
+    size: Literal["nano", "tiny", "base", "full"] = "tiny"
     codec: Literal["features", "vae"] = "features"
     vae: Literal["lean", "tiny", "kl"] = "lean"
     channels: PositiveInt = 64  # of the feature codec
@@ -77,7 +85,9 @@ def load_good(
         progress("read", done / len(chosen), name)
         kept, held_out = split_holdout(good_items(data, name), settings.holdout, settings.seed)
         if len(kept) < 8 or not held_out:
-            raise BadData(f"{name}: {len(kept)} good images are too few to train on; give at least 16")
+            raise BadData(
+                f"{name}: {len(kept)} good images are too few to train on; give at least 16"
+            )
         parts.append(GoodParts(name, _stack(kept, settings), _stack(held_out, settings)))
     return parts
 
@@ -85,7 +95,9 @@ def load_good(
 def configuration_of(settings: TrainSettings, categories: int) -> dict[str, Any]:
     """What ``build_method`` needs, as it is stored in the manifest."""
     codec: dict[str, Any] = {"kind": settings.codec, "image_size": list(settings.image_size)}
-    codec |= {"network": settings.vae} if settings.codec == "vae" else {"channels": settings.channels}
+    codec |= (
+        {"network": settings.vae} if settings.codec == "vae" else {"channels": settings.channels}
+    )
     has_bank = settings.bank_rows > 0 and settings.codec == "features"
     return {
         "method": settings.method,
@@ -103,13 +115,19 @@ def substitutions_of(settings: TrainSettings) -> list[str]:
     """Where this differs from the published DeCo-Diff, in words that are shown with every result."""
     named = [f"denoiser size {settings.size}"] if settings.size != "full" else []
     if settings.codec == "features":
-        named.append("codec: EfficientNet-Lite0 features projected to "
-                     f"{settings.channels} channels (substitute for the SD autoencoder)")
+        named.append(
+            "codec: EfficientNet-Lite0 features projected to "
+            f"{settings.channels} channels (substitute for the SD autoencoder)"
+        )
         named.append("anomaly map from the latent alone (no decoder when scoring)")
         if settings.bank_rows:
-            named.append(f"severity bank of {settings.bank_rows} rows per category in start (extension)")
+            named.append(
+                f"severity bank of {settings.bank_rows} rows per category in start (extension)"
+            )
     else:
-        named.append(f"codec: {settings.vae} VAE trained on the good images (substitute for SD KL-f8)")
+        named.append(
+            f"codec: {settings.vae} VAE trained on the good images (substitute for SD KL-f8)"
+        )
     named.append("unknown category by label dropout (extension)")
     named.append("clips and scales fitted on held-out good images")
     return named
@@ -117,3 +135,30 @@ def substitutions_of(settings: TrainSettings) -> list[str]:
 
 def _stack(items: Sequence[Item], settings: TrainSettings) -> UInt8:
     return np.stack([load_model_input(item, settings.image_size) for item in items])
+
+
+def load_recipe(path: Path | None, changes: dict[str, Any]) -> TrainSettings:
+    """Settings from a YAML file, single values changed by the command line.
+
+    Raises BadConfig, in one sentence, for unknown keys and impossible values.
+    """
+    raw: dict[str, Any] = {}
+    if path is not None:
+        try:
+            raw = yaml.safe_load(path.read_text("utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise BadConfig(f"{path} cannot be read as YAML: {error}") from error
+    if "method" in changes:
+        changes = changes | {"method": _method_name(changes["method"])}
+    try:
+        return TrainSettings.model_validate({**raw, **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadConfig(f"training settings: {where}: {first['msg']}") from error
+
+
+def _method_name(given: str) -> str:
+    """``decodiff`` as people type it -> ``DeCo-Diff`` as papers print it."""
+    plain = {name.lower().replace("-", ""): name for name in METHODS}
+    return plain.get(given.lower().replace("-", ""), given)

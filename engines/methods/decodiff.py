@@ -126,7 +126,7 @@ class DecoDiff(Method):
         self.pretrained_prefixes = tuple(f"codec.{p}" for p in self.codec.pretrained_prefixes)
         channels = self.codec.latent_shape[0]
         categories = int(configuration["categories"])
-        self.denoiser = build_denoiser(
+        self.denoiser: nn.Module = build_denoiser(
             configuration["denoiser"],
             channels,
             categories,
@@ -300,7 +300,7 @@ def fit_scales(method: DecoDiff, images: Sequence[Tensor], categories: Sequence[
     """
     deepest = len(method.plans) - 1
     for image, category in zip(images, categories, strict=True):
-        states = [_walk(method, chunk, category, deepest) for chunk in image.split(16)]
+        states = [_walk(method, chunk, category, deepest) for chunk in torch.split(image, 16)]
         _fit_category(method, states, category)
     last = len(method.latent_clip) - 1
     for name in ("latent_clip", "pixel_clip", "base_scale", "deviation_scale", "severity_edges"):

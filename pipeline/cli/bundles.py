@@ -37,7 +37,8 @@ def train(
 
     Example: assayline train data/tiles --out runs/tiles --minutes 20
     """
-    from engines.recipe import load_settings, train_bundle
+    from engines.recipe import load_recipe
+    from engines.workshop import train_bundle
 
     chosen = {
         "method": method,
@@ -46,7 +47,7 @@ def train(
         "minutes": minutes,
         "seed": seed,
     }
-    settings = load_settings(config, {key: value for key, value in chosen.items() if value is not None})
+    settings = load_recipe(config, {k: v for k, v in chosen.items() if v is not None})
     with stages() as progress:
         result = train_bundle(data, out_path, settings, category, resume=resume, progress=progress)
     out.print(f"bundle {result.bundle.bundle_id} at {out_path}")
@@ -67,7 +68,7 @@ def calibrate(
 
     Example: assayline calibrate runs/tiles data/tiles --max-false-reject 0.02
     """
-    from engines.recipe import calibrate_bundle
+    from engines.thresholds import calibrate_bundle
 
     with stages() as progress:
         calibration = calibrate_bundle(
@@ -120,7 +121,9 @@ def evaluate(
             precision=precision,
             plans=forced,
             plot=plot,
-            progress=lambda done, total: progress("evaluate", done / max(total, 1), f"{done} images"),
+            progress=lambda done, total: progress(
+                "evaluate", done / max(total, 1), f"{done} images"
+            ),
         )
     out.print(Markdown(to_markdown(result)))
     for line in opened.manifest.substitutions:
@@ -139,8 +142,9 @@ def build(
 
     Example: assayline build runs/tiles --backend openvino --precision bf16
     """
-    from engines.bundle import open_bundle
     from engines.parity import build_and_compare
+
+    from engines.bundle import open_bundle
 
     with stages() as progress:
         report: Any = build_and_compare(

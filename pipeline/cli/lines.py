@@ -121,7 +121,9 @@ def simulate(
             test_good,
             test_defect,
             seed=seed,
-            progress=lambda done, total: progress("simulate", done / max(total, 1), f"{done} parts"),
+            progress=lambda done, total: progress(
+                "simulate", done / max(total, 1), f"{done} parts"
+            ),
         )
     out.print(f"parts at {folder}")
 
@@ -154,7 +156,8 @@ def replay(
 ) -> None:
     """Feed recorded frames again, and compare the verdicts part by part.
 
-    Example: assayline replay runs/monday.mcap --line configs/line.demo.yaml --against runs/monday.mcap
+    Example: assayline replay runs/monday.mcap --line configs/line.demo.yaml --against
+    runs/monday.mcap
     """
     from engines.contracts import ExitCode
     from pipeline.config import load_line

@@ -1,0 +1,155 @@
+"""Calibrate a bundle for every engine that this machine runs, and again whenever people ask."""
+
+from __future__ import annotations
+
+import datetime
+from typing import TYPE_CHECKING
+
+from engines.backend import open_backend
+from engines.bundle import CALIBRATION, Bundle, open_bundle
+from engines.calibration import Calibration, fit_calibration
+from engines.contracts import BadData, InspectionError
+from engines.parity_set import choose_frames, save_frames
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from engines.contracts import UInt8
+    from engines.recipe import Progress, TrainSettings
+
+ENGINES = (("openvino", "f32"), ("openvino", "bf16"))  # others by ``assayline calibrate``
+
+
+def calibrate_everywhere(
+    bundle: Bundle,
+    held_out: Mapping[str, Sequence[UInt8]],
+    settings: TrainSettings,
+    progress: Progress,
+) -> tuple[Bundle, list[str]]:
+    """Thresholds for each engine here; then the parity frames, which lie near the thresholds.
+
+    Where the data cannot carry the promise the bundle stays uncalibrated, and a sentence says so.
+    """
+    try:
+        bundle = _with_parity_frames(bundle, held_out, settings)
+        calibration = Calibration(bundle_id=bundle.bundle_id, entries={})
+        for name, precision in ENGINES:
+            fresh = _calibrated(bundle, name, precision, held_out, settings, progress)
+            calibration = calibration.joined(fresh) if fresh else calibration
+    except BadData as refusal:
+        return bundle, [f"not calibrated: {refusal}"]
+    calibration.save(bundle.folder / CALIBRATION)
+    return bundle, [_promise(calibration)]
+
+
+def calibrate_bundle(
+    path: Path,
+    data: Path,
+    categories: Sequence[str] | None,
+    *,
+    backend: str,
+    precision: str,
+    max_false_reject: float,
+    confidence: float,
+    progress: Progress = lambda *_: None,
+) -> Calibration:
+    """Fit thresholds on the good images of ``data`` that the bundle was not trained on, and save.
+
+    Raises BadData where too few are left for the promise.
+    """
+    bundle = open_bundle(path)
+    images = unseen_good(bundle, data, categories)
+    with open_backend(bundle, backend, precision) as engine:
+        fresh = fit_calibration(
+            bundle,
+            engine,
+            images,
+            max_false_reject=max_false_reject,
+            confidence=confidence,
+            date=_today(),
+            progress=lambda done, total: progress("calibrate", done / total, f"{done} frames"),
+        )
+    older = bundle.calibration()
+    (older.joined(fresh) if older else fresh).save(bundle.folder / CALIBRATION)
+    return fresh
+
+
+def unseen_good(
+    bundle: Bundle, data: Path, categories: Sequence[str] | None
+) -> dict[str, list[UInt8]]:
+    """Model inputs of the good images whose bytes the bundle was not trained on, by category."""
+    from engines.dataset import categories as find_categories
+    from engines.dataset import good_items, load_model_input
+    from engines.images import fingerprint
+
+    seen = set(bundle.manifest.training.get("trained_on", ()))
+    unseen: dict[str, list[UInt8]] = {}
+    for name in categories or find_categories(data):
+        loaded = (load_model_input(i, bundle.manifest.image_size) for i in good_items(data, name))
+        unseen[name] = [image for image in loaded if fingerprint(image) not in seen]
+        if not unseen[name]:
+            raise BadData(
+                f"{name}: the bundle was trained on all these good images; "
+                "a threshold needs others, so add new ones"
+            )
+    return unseen
+
+
+def _with_parity_frames(
+    bundle: Bundle, held_out: Mapping[str, Sequence[UInt8]], settings: TrainSettings
+) -> Bundle:
+    from engines.export import reseal
+
+    with open_backend(bundle, "openvino", "f32") as engine:
+        first = fit_calibration(
+            bundle,
+            engine,
+            held_out,
+            max_false_reject=settings.max_false_reject,
+            confidence=settings.confidence,
+        )
+        frames = choose_frames(bundle, engine, first, held_out, settings.seed)
+    save_frames(frames, bundle.folder)
+    return reseal(bundle)
+
+
+def _calibrated(
+    bundle: Bundle,
+    name: str,
+    precision: str,
+    held_out: Mapping[str, Sequence[UInt8]],
+    settings: TrainSettings,
+    progress: Progress,
+) -> Calibration | None:
+    """Thresholds for one engine, or None where this machine does not run it."""
+    try:
+        engine = open_backend(bundle, name, precision)
+    except InspectionError:
+        return None
+    with engine:
+        return fit_calibration(
+            bundle,
+            engine,
+            held_out,
+            max_false_reject=settings.max_false_reject,
+            confidence=settings.confidence,
+            date=_today(),
+            progress=lambda done, total: progress(
+                "calibrate", done / total, f"{name} {precision}: {done} frames"
+            ),
+        )
+
+
+def _promise(calibration: Calibration) -> str:
+    keys = ", ".join(calibration.entries)
+    evidence = [entry.evidence for by in calibration.entries.values() for entry in by.values()]
+    worst = max(evidence, key=lambda promise: promise.bound)
+    return (
+        f"calibrated for {keys}: false rejects at most {worst.bound:.1%} "
+        f"with confidence {worst.confidence:.0%}"
+    )
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()

@@ -1,0 +1,163 @@
+"""From a folder of good images to a calibrated bundle: the whole of ``assayline train``."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from engines.contracts import BadData
+from engines.descent import Schedule, Training
+from engines.export import write_bundle
+from engines.images import fingerprint
+from engines.methods import build_method
+from engines.methods.decodiff import DecoDiff, fit_scales
+from engines.recipe import configuration_of, load_good, substitutions_of
+from engines.thresholds import calibrate_everywhere
+from engines.training import ENCODE_BATCH, fit_codec, fit_denoiser, latent_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from engines.bundle import Bundle
+    from engines.recipe import GoodParts, Progress, TrainSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A finished bundle and what people should know of it."""
+
+    bundle: Bundle
+    sentences: tuple[str, ...]
+
+
+def train_bundle(
+    data: Path,
+    out: Path,
+    settings: TrainSettings,
+    categories: Sequence[str] | None = None,
+    *,
+    resume: bool = False,
+    progress: Progress = lambda *_: None,
+) -> Trained:
+    """Fit codec, bank, denoiser and scales on good images; export, calibrate, choose parity frames.
+
+    The run's checkpoints, losses and sample pictures lie in ``<out>.training`` and stay there.
+    Raises BadData where the images cannot serve; nothing is written to ``out`` before the end.
+    """
+    parts = load_good(data, categories, settings, progress)
+    folder = out.with_name(f"{out.name}.training")
+    if folder.exists() and not resume:
+        shutil.rmtree(folder)
+    configuration = configuration_of(settings, len(parts))
+    torch.manual_seed(settings.seed)
+    method = build_method(configuration)
+    if not isinstance(method, DecoDiff):
+        raise BadData(f"there is no training for {method.name}")
+    reached = _fit(method, parts, settings, folder, resume=resume, progress=progress)
+    names = [part.category for part in parts]
+    training = {
+        "settings": settings.model_dump(mode="json"),
+        "steps": reached.step,
+        "loss": reached.loss,
+        "good": {part.category: len(part.train) for part in parts},
+        "held_out": {part.category: len(part.held_out) for part in parts},
+        "trained_on": sorted(fingerprint(image) for part in parts for image in part.train),
+    }
+    progress("export", 0.0, "")
+    substitutions = substitutions_of(settings)
+    bundle = write_bundle(method, out, names, configuration, substitutions, training)
+    progress("export", 1.0, bundle.bundle_id)
+    bundle, sentences = calibrate_everywhere(bundle, _held_out(parts), settings, progress)
+    return Trained(bundle, (f"{reached.step} steps, loss {reached.loss:.4f}", *sentences))
+
+
+def _fit(
+    method: DecoDiff,
+    parts: Sequence[GoodParts],
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    resume: bool,
+    progress: Progress,
+) -> Training:
+    images = torch.cat([torch.from_numpy(part.train) for part in parts])
+    sizes = torch.tensor([len(part.train) for part in parts])
+    ids = torch.repeat_interleave(torch.arange(len(parts)), sizes)
+    fit_codec(
+        method.codec,
+        images,
+        _schedule(settings, minutes=settings.codec_minutes, snapshots=0),
+        folder / "codec",
+        shift_px=settings.shift_px,
+        resume=resume,
+        progress=_shown(progress, "codec"),
+    )
+    _fit_bank(method, parts, settings, progress)
+    latents = latent_cache(
+        method.codec,
+        images,
+        settings.variants,
+        shift_px=settings.shift_px,
+        seed=settings.seed,
+        progress=lambda share: progress("latents", share, f"{len(images)} images"),
+    )
+    reached = fit_denoiser(
+        method,
+        latents,
+        ids,
+        _schedule(settings, minutes=settings.minutes, snapshots=settings.snapshots),
+        folder / "denoiser",
+        unknown=len(parts),
+        label_dropout=settings.label_dropout,
+        resume=resume,
+        progress=_shown(progress, "denoiser"),
+    )
+    fit_to_held_out(method, parts)
+    return reached
+
+
+def fit_to_held_out(method: DecoDiff, parts: Sequence[GoodParts]) -> None:
+    """Clips, scales and severity edges from good images that no part of the method has seen."""
+    held_out = [torch.from_numpy(part.held_out) for part in parts]
+    fit_scales(method.eval(), held_out, range(len(parts)))
+
+
+@torch.inference_mode()
+def _fit_bank(
+    method: DecoDiff, parts: Sequence[GoodParts], settings: TrainSettings, progress: Progress
+) -> None:
+    if method.bank is None:
+        return
+    features: dict[int, torch.Tensor] = {}
+    for category, part in enumerate(parts):
+        progress("bank", category / len(parts), part.category)
+        batches = torch.split(torch.from_numpy(part.train), ENCODE_BATCH)
+        maps = [method.codec.encode_with_features(batch)[1] for batch in batches]
+        features[category] = torch.cat(maps).permute(0, 2, 3, 1).flatten(0, 2)
+    method.bank.fit(features, settings.seed)
+
+
+def _schedule(settings: TrainSettings, *, minutes: float, snapshots: int) -> Schedule:
+    return Schedule(
+        steps=settings.steps,
+        minutes=minutes,
+        batch=settings.batch,
+        learning_rate=settings.learning_rate,
+        seed=settings.seed,
+        snapshots=snapshots,
+    )
+
+
+def _shown(progress: Progress, stage: str) -> Callable[[Training], None]:
+    def show(reached: Training) -> None:
+        progress(stage, reached.share, f"step {reached.step}  loss {reached.loss:.4f}")
+
+    return show
+
+
+def _held_out(parts: Sequence[GoodParts]) -> dict[str, Any]:
+    return {part.category: list(part.held_out) for part in parts}

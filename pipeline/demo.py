@@ -1,0 +1,118 @@
+"""``assayline demo``: a simulated line on this machine, judged against the truth it was drawn from.
+
+The line is the committed ``configs/line.demo.yaml``; nothing is special about it but its cameras.
+Truth never travels with a frame: it is drawn again afterwards from the seed and the part's number.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.live import Live
+from rich.table import Table
+
+from engines.contracts import BadConfig
+from pipeline.config import LineSettings, load_line
+from pipeline.report import Tally, print_report, run_report
+from pipeline.server import embedded_server
+from pipeline.stream import open_stream
+from pipeline.supervisor import run_line
+from pipeline.truth import Judged, score_against_truth, write_contact_sheet
+from pipeline.watch import watching
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.stream import VerdictDelivery
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FOLDER = Path("runs/demo")
+
+
+def run_demo(
+    frames: int,
+    seed: int,
+    *,
+    dashboard: bool,
+    stop: threading.Event,
+    console: Console,
+    folder: Path = FOLDER,
+) -> dict[str, Any]:
+    """Run the demo line to its end and return its public report."""
+    line = write_line(frames, seed, dashboard=dashboard, folder=folder)
+    settings = load_line(line)
+    tally, judged = Tally(), Judged(settings)
+
+    def see(delivery: VerdictDelivery) -> None:
+        tally.add(delivery.verdict)
+        judged.add(delivery)
+
+    with embedded_server(settings.run_dir / "redis") as url, open_stream(url) as stream:
+        cameras = settings.camera_names
+        with watching(stream, cameras, see), _live_table(tally, frames, console):
+            ledgers = run_line(settings, stop, line, redis_url=url)
+    report = run_report(ledgers, tally)
+    report |= score_against_truth(judged)
+    sheet = write_contact_sheet(judged, folder / "rejects.png")
+    print_report(report, console, "Demo: two simulated cameras, three parts")
+    console.print(f"rejected parts with their masks: {sheet}")
+    return report
+
+
+def write_line(frames: int, seed: int, *, dashboard: bool, folder: Path) -> Path:
+    """The demo line's YAML with this run's frames and seed, in the run's folder."""
+    content = yaml.safe_load((CONFIGS / "line.demo.yaml").read_text())
+    cameras = content["cameras"]
+    if frames < len(cameras):
+        raise BadConfig(f"the demo has {len(cameras)} cameras; give at least {len(cameras)} frames")
+    for number, camera in enumerate(cameras):
+        share = frames // len(cameras) + (number < frames % len(cameras))
+        camera["source"] |= {"frames": share, "seed": seed + number}
+    content["bundle"] = str((CONFIGS / content["bundle"]).resolve())
+    content["run_dir"] = str(folder.resolve() / "line")
+    content.setdefault("dashboard", {})["enabled"] = dashboard
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "line.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+class _live_table:  # noqa: N801 - reads as the context it is
+    """Parts per minute, decisions, latency and depth, redrawn twice a second."""
+
+    def __init__(self, tally: Tally, frames: int, console: Console) -> None:
+        self._tally, self._frames, self._begun = tally, frames, time.monotonic()
+        self._live = Live(get_renderable=self._table, console=console, refresh_per_second=2)
+
+    def __enter__(self) -> None:
+        self._live.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self._live.__exit__(None, None, None)
+
+    def _table(self) -> Table:
+        tally, decisions = self._tally, self._tally.decisions
+        minutes = (time.monotonic() - self._begun) / 60
+        table = Table(title="Assayline demo", min_width=64)
+        for heading in ("verdicts", "parts/min", "PASS", "FAIL", "UNDECIDED", "p50 ms", "p99 ms"):
+            table.add_column(heading, justify="right")
+        table.add_column("mean steps", justify="right")
+        latest = Tally(latency_ms=tally.latency_ms[-200:])
+        steps = tally.steps[-200:]
+        table.add_row(
+            f"{tally.count}/{self._frames}",
+            f"{tally.count / minutes:.0f}" if minutes > 0 else "-",
+            *(str(decisions[name]) for name in ("PASS", "FAIL", "UNDECIDED")),
+            *(f"{latest.percentile(share) or 0:.0f}" for share in (0.5, 0.99)),
+            f"{sum(steps) / len(steps):.1f}" if steps else "-",
+        )
+        return table
+
+
+def demo_settings(frames: int, seed: int, folder: Path) -> LineSettings:
+    """The settings of a demo of this length, without running it."""
+    return load_line(write_line(frames, seed, dashboard=False, folder=folder))
