@@ -1,0 +1,238 @@
+"""Backends: runtimes that execute a bundle's three graphs, opened by name.
+
+What they share is here: which inputs and outputs there are, and how any number of rows becomes
+batches of a few fixed sizes, so that no shape is compiled while parts wait. Heavy imports happen
+behind the name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import fields
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import numpy as np
+
+from engines.contracts import (
+    AnyArray,
+    BadBundle,
+    BadConfig,
+    EngineFault,
+    Evidence,
+    InspectionError,
+    Progress,
+    Rows,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from engines.bundle import Bundle, GraphName
+
+BUCKETS = (1, 2, 4, 8, 16)
+START_INPUTS = ("image", "category", "seed", "plan")
+PROGRESS = ("steps_left", "plan", "level")
+Precision = str  # "auto", "f32" or "bf16"
+Answer = TypeVar("Answer", Progress, Evidence)
+Anything = TypeVar("Anything")
+
+
+class BatchedBackend(ABC):
+    """Splits rows into buckets and states faults; a runtime adds what one batch means.
+
+    ``_start``, ``_step`` and ``_finish`` are given at most ``BUCKETS[-1]`` distinct slots.
+    """
+
+    key: str  # "<backend>:<precision>"
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+
+    def start(self, rows: Rows, slots: list[int]) -> Progress:
+        """Encode, choose the level, place each frame on it."""
+        if len(rows) != len(slots):
+            raise EngineFault(f"{len(rows)} rows were given for {len(slots)} slots")
+        parts = self._batches(slots)
+        return _joined(
+            [self._guarded("start", self._start, _part(rows, p), slots[p]) for p in parts]
+        )
+
+    def step(self, slots: list[int]) -> Progress:
+        """One denoiser call for every row named, each at its own level."""
+        parts = self._batches(slots)
+        return _joined([self._guarded("step", self._step, slots[p]) for p in parts])
+
+    def finish(self, slots: list[int]) -> Evidence:
+        """Anomaly maps and scores from the rows' estimates."""
+        parts = self._batches(slots)
+        return _joined([self._guarded("finish", self._finish, slots[p]) for p in parts])
+
+    def warm_up(self) -> None:  # noqa: B027 - eager code has nothing to warm
+        """Run every bucket of every graph once, where that saves time later; keeps all rows."""
+
+    def close(self) -> None:  # noqa: B027 - a runtime may hold nothing
+        """Release the runtime."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def _start(self, rows: Rows, slots: list[int]) -> Progress: ...
+
+    @abstractmethod
+    def _step(self, slots: list[int]) -> Progress: ...
+
+    @abstractmethod
+    def _finish(self, slots: list[int]) -> Evidence: ...
+
+    def _batches(self, slots: list[int]) -> list[slice]:
+        """Slices no longer than the largest bucket; EngineFault for rows that are not there."""
+        if not slots or min(slots) < 0 or max(slots) >= self.capacity:
+            raise EngineFault(f"slots {slots} do not lie below the capacity of {self.capacity}")
+        if len(set(slots)) < len(slots):
+            raise EngineFault(f"slots {slots} name a row twice")
+        width = BUCKETS[-1]
+        return [slice(first, first + width) for first in range(0, len(slots), width)]
+
+    def _guarded(self, graph: GraphName, run: Callable[..., Anything], *args: object) -> Anything:
+        """What a runtime raises becomes one sentence; errors that are sentences pass."""
+        try:
+            return run(*args)
+        except InspectionError:
+            raise
+        except Exception as error:
+            raise EngineFault(f"{self.key} could not run {graph}: {last_line(error)}") from error
+
+
+def open_backend(
+    bundle: Bundle,
+    name: str = "openvino",
+    precision: Precision | Mapping[str, Precision] = "auto",
+    capacity: int = 32,
+    *,
+    threads: int | None = None,
+    cache: Path | None = None,
+) -> BatchedBackend:
+    """Open a bundle on a runtime, with ``capacity`` rows of state.
+
+    ``precision`` is one for all graphs or one per graph; ``cache`` keeps compiled graphs. Raises
+    BadConfig for a name or precision that does not exist, BadBundle for graphs that do not load.
+    """
+    if name not in BACKENDS:
+        raise BadConfig(f"there is no backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    return BACKENDS[name](bundle, precision, capacity, threads, cache)
+
+
+def build_engine(
+    bundle: Bundle,
+    name: str = "openvino",
+    precision: Precision | Mapping[str, Precision] = "auto",
+    cache: Path | None = None,
+) -> str:
+    """Compile every graph ahead of time into the bundle's cache and return the backend's key."""
+    with open_backend(bundle, name, precision, 1, cache=cache or engine_cache(bundle)) as backend:
+        return backend.key
+
+
+def engine_cache(bundle: Bundle) -> Path:
+    """Where compiled graphs of a bundle lie: beside it, under its identity."""
+    return bundle.folder.parent / f".{bundle.folder.name}-engines" / bundle.bundle_id
+
+
+def bucket_of(count: int) -> int:
+    """The smallest batch size that holds ``count`` rows (at most ``BUCKETS[-1]``)."""
+    return next(size for size in BUCKETS if size >= count)
+
+
+def last_line(error: Exception) -> str:
+    """What a runtime's many-line error comes down to."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def output_name(graph: GraphName, output: str) -> str:
+    """Name of an output in an ONNX file: a state tensor that comes out is the next one."""
+    return output if graph == "finish" else f"next_{output}"
+
+
+def columns(rows: Rows) -> dict[str, AnyArray]:
+    """The inputs of a start graph by name."""
+    return {
+        "image": rows.image,
+        "category": rows.category,
+        "seed": rows.seed,
+        "plan": rows.plan,
+    }
+
+
+def _part(rows: Rows, part: slice) -> Rows:
+    return Rows(rows.image[part], rows.category[part], rows.seed[part], rows.plan[part])
+
+
+def _joined(parts: list[Answer]) -> Answer:
+    """One answer from those of consecutive batches."""
+    if len(parts) == 1:
+        return parts[0]
+    names = [field.name for field in fields(parts[0])]
+    return type(parts[0])(*(np.concatenate([getattr(p, n) for p in parts]) for n in names))
+
+
+def precision_of(requested: Precision | Mapping[str, Precision], graph: GraphName) -> Precision:
+    """The precision asked for one graph; raises BadConfig for one that does not exist."""
+    wanted = requested if isinstance(requested, str) else requested.get(graph, "auto")
+    if wanted not in ("auto", "f32", "bf16"):
+        raise BadConfig(f"there is no precision {wanted!r}; choose auto, f32 or bf16")
+    return wanted
+
+
+def _open_torch(
+    bundle: Bundle,
+    precision: Precision | Mapping[str, Precision],
+    capacity: int,
+    threads: int | None,
+    cache: Path | None,
+) -> BatchedBackend:
+    del threads, cache  # torch's threads belong to the process, and nothing is compiled
+    from engines.backend_torch import TorchBackend
+    from engines.export import load_method
+
+    for graph in bundle.manifest.spec.graphs:
+        if precision_of(precision, graph) == "bf16":
+            raise BadConfig("the torch backend is the f32 reference; use precision f32 or auto")
+    return TorchBackend(load_method(bundle), capacity)
+
+
+def _open_openvino(
+    bundle: Bundle,
+    precision: Precision | Mapping[str, Precision],
+    capacity: int,
+    threads: int | None,
+    cache: Path | None,
+) -> BatchedBackend:
+    from engines.backend_openvino import OpenVinoBackend
+
+    pins = bundle.manifest.configuration.get("precision", {})
+    if not isinstance(pins, dict):
+        raise BadBundle(f"bundle {bundle.folder}: precision is no table of graph names")
+    built = engine_cache(bundle)
+    return OpenVinoBackend(
+        bundle.folder,
+        bundle.manifest.spec,
+        precision=precision,
+        pins=pins,
+        capacity=capacity,
+        threads=threads,
+        cache=cache or (built if built.is_dir() else None),
+    )
+
+
+BACKENDS = {"openvino": _open_openvino, "torch": _open_torch}

@@ -1,0 +1,212 @@
+"""The CPU default: a bundle's three graphs on OpenVINO.
+
+Precision is always set explicitly: left to itself OpenVINO takes bf16 wherever the processor has
+it, and findings would depend on the machine without anybody having asked. State rows are numpy
+arrays; each graph has one infer request and input buffers that it reads in place, so a row is
+copied once on its way in (gather) and once on its way back (scatter).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engines.backend import (
+    BUCKETS,
+    PROGRESS,
+    BatchedBackend,
+    bucket_of,
+    columns,
+    last_line,
+    output_name,
+    precision_of,
+)
+from engines.contracts import AnyArray, BadBundle, EngineFault, Evidence, Progress, Rows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from engines.backend import Precision
+    from engines.bundle import GraphName, GraphSpec, GraphsSpec
+
+NAMES: tuple[GraphName, ...] = ("start", "step", "finish")
+Named = dict[str, AnyArray]
+
+
+class OpenVinoBackend(BatchedBackend):
+    """Three compiled graphs over ``capacity`` preallocated rows.
+
+    ``precision``: one for all graphs, or one per graph. ``pins`` are the bundle's own wishes by
+    graph ({"start": "f32"}); they are honoured where the caller did not ask for f32 or by graph.
+    ``threads``: None leaves the number to OpenVINO. ``cache``: a folder for compiled graphs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: GraphsSpec,
+        *,
+        precision: Precision | Mapping[str, Precision] = "auto",
+        pins: Mapping[str, Precision] | None = None,
+        capacity: int = 32,
+        threads: int | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        super().__init__(capacity)
+        core = load_openvino().Core()
+        asked = _resolved(precision, core)
+        self.precisions = _pinned(asked, pins or {}) if isinstance(precision, str) else asked
+        self.key = f"openvino:{_summary(asked)}"
+        self._rows: Named = {
+            t.name: np.zeros((capacity, *t.shape), np.dtype(t.dtype)) for t in spec.state
+        }
+        self._graphs: dict[GraphName, _Graph] = {}
+        for name, kind in self.precisions.items():
+            settings = _settings(threads, cache) | {"INFERENCE_PRECISION_HINT": kind}
+            compiled = _compiled(core, folder / f"{name}.onnx", settings)
+            self._graphs[name] = _Graph(compiled, spec.graphs[name], name)
+
+    def warm_up(self) -> None:
+        """Run every bucket of every graph once; state rows stay as they are."""
+        largest = bucket_of(min(self.capacity, BUCKETS[-1]))
+        for graph in self._graphs.values():
+            for size in BUCKETS[: BUCKETS.index(largest) + 1]:
+                self._guarded(graph.name, graph.run, size)
+
+    def close(self) -> None:
+        """Release the compiled graphs and the rows."""
+        self._graphs, self._rows = {}, {}
+
+    def _start(self, rows: Rows, slots: list[int]) -> Progress:
+        return self._scatter(self._graphs["start"].run_on(columns(rows)), slots)
+
+    def _step(self, slots: list[int]) -> Progress:
+        return self._scatter(self._graphs["step"].run_from(self._rows, slots), slots)
+
+    def _finish(self, slots: list[int]) -> Evidence:
+        found = self._graphs["finish"].run_from(self._rows, slots)
+        return Evidence(found["anomaly_map"].copy(), found["anomaly_score"].copy())
+
+    def _scatter(self, found: Named, slots: list[int]) -> Progress:
+        for name, values in found.items():
+            self._rows[name][slots] = values
+        return Progress(*(self._rows[name][slots] for name in PROGRESS))
+
+
+class _Graph:
+    """One compiled graph, its infer request, and the buffers it reads in place."""
+
+    def __init__(self, compiled: Any, spec: GraphSpec, name: GraphName) -> None:  # noqa: ANN401 - openvino ships no types
+        self.name, self._outputs = name, spec.outputs
+        wanted = [output_name(name, output) for output in spec.outputs]
+        if not (_named(compiled.inputs, spec.inputs) and _named(compiled.outputs, wanted)):
+            raise BadBundle(f"{name}.onnx has other inputs or outputs than its manifest names")
+        self._request = compiled.create_infer_request()
+        self._buffers: Named = {
+            given: _buffer(port) for given, port in zip(spec.inputs, compiled.inputs, strict=True)
+        }
+        self._bound = {size: self._tensors(size) for size in BUCKETS}
+
+    def run_on(self, columns: Named) -> Named:
+        """Outputs for as many rows as the columns have; they live until the next run."""
+        count = len(columns["plan"])
+        for name, buffer in self._buffers.items():
+            if columns[name].shape[1:] != buffer.shape[1:] or columns[name].dtype != buffer.dtype:
+                raise EngineFault(
+                    f"the {name} of a frame must be {buffer.dtype} {list(buffer.shape[1:])}, "
+                    f"not {columns[name].dtype} {list(columns[name].shape[1:])}"
+                )
+            buffer[:count] = columns[name]
+            buffer[count : bucket_of(count)] = columns[name][-1]
+        return self.run(count)
+
+    def run_from(self, rows: Named, slots: list[int]) -> Named:
+        """Outputs for the rows named; they live until the next run."""
+        size = bucket_of(len(slots))
+        filled = [*slots, *[slots[-1]] * (size - len(slots))]
+        for name, buffer in self._buffers.items():
+            np.take(rows[name], filled, axis=0, out=buffer[:size], mode="clip")
+        return self.run(len(slots))
+
+    def run(self, count: int) -> Named:
+        """Run the bucket that holds ``count`` rows on what lies in the buffers."""
+        for index, tensor in enumerate(self._bound[bucket_of(count)]):
+            self._request.set_input_tensor(index, tensor)
+        self._request.infer()
+        outputs = enumerate(self._outputs)
+        return {name: self._request.get_output_tensor(i).data[:count] for i, name in outputs}
+
+    def _tensors(self, size: int) -> list[Any]:
+        tensor = load_openvino().Tensor
+        return [tensor(buffer[:size], shared_memory=True) for buffer in self._buffers.values()]
+
+
+def load_openvino() -> Any:  # noqa: ANN401 - openvino ships no types
+    """Import OpenVINO without its telemetry, which otherwise reports every import to its maker."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # None = no such module
+    import openvino
+
+    return openvino
+
+
+def _compiled(core: Any, path: Path, settings: dict[str, Any]) -> Any:  # noqa: ANN401 - no types
+    try:
+        return core.compile_model(core.read_model(str(path)), "CPU", settings)
+    except RuntimeError as error:
+        reason = last_line(error)
+        raise BadBundle(f"{path} does not compile: {reason}; export it again") from error
+
+
+def _settings(threads: int | None, cache: Path | None) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        # Pinned threads of two processes on one machine would wait for the same cores.
+        "ENABLE_CPU_PINNING": False,
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    if cache is not None:
+        settings["CACHE_DIR"] = str(cache)
+    return settings
+
+
+def _resolved(
+    precision: Precision | Mapping[str, Precision],
+    core: Any,  # noqa: ANN401 - openvino ships no types
+) -> dict[GraphName, Precision]:
+    """The precision of each graph; "auto" is bf16 where the processor has it, else f32."""
+    asked = {name: precision_of(precision, name) for name in NAMES}
+    native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if "bf16" in asked.values() and not native:
+        raise EngineFault("this processor has no bf16; choose precision f32 or auto")
+    best = "bf16" if native else "f32"
+    return {name: best if wanted == "auto" else wanted for name, wanted in asked.items()}
+
+
+def _pinned(
+    asked: dict[GraphName, Precision], pins: Mapping[str, Precision]
+) -> dict[GraphName, Precision]:
+    """A bundle may hold a graph at f32 that would run in bf16; never the other way."""
+    return {name: "f32" if pins.get(name) == "f32" else wanted for name, wanted in asked.items()}
+
+
+def _summary(asked: dict[GraphName, Precision]) -> str:
+    if len(set(asked.values())) == 1:
+        return asked["step"]
+    return ",".join(f"{name}={wanted}" for name, wanted in asked.items())
+
+
+def _named(ports: list[Any], names: Sequence[str]) -> bool:
+    """Whether the ports carry these names in this order; equal tensors share all their names."""
+    return len(ports) == len(names) and all(
+        name in port.get_names() for port, name in zip(ports, names, strict=True)
+    )
+
+
+def _buffer(port: Any) -> AnyArray:  # noqa: ANN401 - openvino ships no types
+    """Rows enough for the largest bucket of one input, whose batch dimension alone is dynamic."""
+    row = [dimension.get_length() for dimension in list(port.partial_shape)[1:]]
+    return np.zeros((BUCKETS[-1], *row), port.element_type.to_dtype())
