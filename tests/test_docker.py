@@ -1,0 +1,184 @@
+"""Laws of the image and the compose file, checked by parsing: no container engine is needed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config import load_line
+
+ROOT = Path(__file__).parents[1]
+DOCKER = ROOT / "docker"
+ROLES = {"ingest", "inspect", "sink", "dashboard"}
+SECRET = re.compile(r"(password|secret|token|api_?key)\w*\s*[:=]\s*['\"]?(?!\$\{)\w", re.IGNORECASE)
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile as (instruction, argument), with continued lines joined."""
+    text = (DOCKER / "edge.Dockerfile").read_text("utf-8")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    joined = re.sub(r"\\\n", " ", "\n".join(lines))
+    return [
+        (word.upper(), rest.strip())
+        for word, rest in (line.split(maxsplit=1) for line in joined.splitlines())
+    ]
+
+
+def arguments(instruction: str) -> list[str]:
+    """What stands behind every such instruction, in order."""
+    return [rest for word, rest in instructions() if word == instruction]
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    """The compose file with its anchors resolved."""
+    loaded: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text("utf-8"))
+    return loaded
+
+
+def is_pinned(image: str) -> bool:
+    """Whether an image is named by a full version or a digest."""
+    return bool(re.search(r":\d+\.\d+\.\d+[\w.-]*$|@sha256:[0-9a-f]{64}$", image))
+
+
+# -- the image --------------------------------------------------------------------------------
+
+
+def test_every_base_image_is_pinned_and_slim() -> None:
+    """A build next year starts from the same bytes, and carries no compilers."""
+    bases = [base.split()[0] for base in arguments("FROM")]
+    assert bases
+    assert all(is_pinned(base) and "slim" in base for base in bases)
+
+
+def test_the_image_runs_as_a_user_without_rights() -> None:
+    """The last USER is a number other than root's, so that a cluster can check it."""
+    user = arguments("USER")[-1].split(":")[0]
+    assert user.isdigit()
+    assert int(user) >= 1000
+
+
+def test_the_image_says_whether_it_is_healthy() -> None:
+    """There is a HEALTHCHECK, and it needs no tool that a slim image lacks."""
+    (check,) = arguments("HEALTHCHECK")
+    assert "--interval=" in check
+    assert "python" in check
+    assert not re.search(r"\b(curl|wget)\b", check)
+
+
+def test_nothing_is_left_over_or_given_away() -> None:
+    """No package lists, no pip cache, no secrets, nothing fetched by ADD, no sudo."""
+    for command in arguments("RUN"):
+        assert "sudo" not in command
+        if "apt-get install" in command:
+            assert "rm -rf /var/lib/apt/lists" in command
+            assert "--no-install-recommends" in command
+        if "pip install" in command:
+            assert "--constraint" in command
+    assert "PIP_NO_CACHE_DIR=1" in " ".join(arguments("ENV"))
+    assert arguments("ADD") == []
+    assert not any(SECRET.search(text) for text in arguments("ENV") + arguments("ARG"))
+
+
+def test_entry_points_are_lists_so_that_signals_arrive() -> None:
+    """A shell between the engine and us would swallow SIGTERM."""
+    for instruction in ("ENTRYPOINT", "CMD"):
+        assert all(argument.startswith("[") for argument in arguments(instruction))
+    assert arguments("ENTRYPOINT") == ['["assayline"]']
+
+
+def test_everything_copied_exists_and_is_let_into_the_build() -> None:
+    """COPY names files of the repository, and the ignore file does not hide them."""
+    ignored = (DOCKER / "edge.Dockerfile.dockerignore").read_text("utf-8").splitlines()
+    for argument in arguments("COPY"):
+        if argument.startswith("--from"):
+            continue
+        for source in argument.split()[:-1]:
+            assert (ROOT / source).exists(), source
+            assert f"!{source.removeprefix('./')}" in ignored
+    assert ignored[0] == "*"
+
+
+def test_the_image_carries_no_torch() -> None:
+    """Inspection needs no training extra; the image would be four times as large."""
+    installs = " ".join(command for command in arguments("RUN") if "pip install" in command)
+    assert "[dashboard]" in installs
+    assert not re.search(r"\btrain\b|torch", installs)
+
+
+# -- the line ---------------------------------------------------------------------------------
+
+
+def test_every_role_and_its_server_are_services(compose: dict[str, Any]) -> None:
+    """One service per role beside Redis, all restarted and all stopped with time to drain."""
+    services = compose["services"]
+    assert set(services) == ROLES | {"redis"}
+    for name, service in services.items():
+        assert service["restart"] == "unless-stopped", name
+        assert is_pinned(service["image"]), name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["read_only"] is True, name
+    for name in ROLES:
+        assert services[name]["command"][:2] == [name, "line.yaml"]
+        assert services[name]["depends_on"]["redis"] == {"condition": "service_healthy"}
+        assert services[name]["stop_grace_period"] == "30s"
+
+
+def test_redis_is_bounded_and_forgets_nothing(compose: dict[str, Any]) -> None:
+    """The settings the doctor asks for, a password from outside, and no published port."""
+    redis = compose["services"]["redis"]
+    command = redis["command"][-1]
+    assert "--maxmemory-policy noeviction" in command
+    assert re.search(r"--maxmemory \d+mb", command)
+    assert '--requirepass "$$REDISCLI_AUTH"' in command
+    assert "ports" not in redis
+    assert redis["healthcheck"]["test"][:2] == ["CMD", "redis-cli"]
+
+
+def test_compose_holds_no_secret_and_opens_only_loopback(compose: dict[str, Any]) -> None:
+    """Passwords come from the environment and are asked for; the page is published to loopback."""
+    assert not SECRET.search((DOCKER / "compose.yaml").read_text("utf-8"))
+    for service in compose["services"].values():
+        for value in service["environment"].values():
+            assert value.startswith(("${REDIS_PASSWORD:?", "http://127.0.0.1:"))
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    assert compose["networks"]["line"] == {"internal": True}
+
+
+def test_volumes_exist_and_outlive_the_containers(compose: dict[str, Any]) -> None:
+    """Runs are kept in a named volume; configuration and bundle are read only."""
+    for name in ROLES:
+        mounts = compose["services"][name]["volumes"]
+        assert "runs:/line/runs" in mounts
+        assert all(mount.endswith(":ro") for mount in mounts if mount.startswith("./"))
+    named = {m.split(":")[0] for s in compose["services"].values() for m in s["volumes"]}
+    assert {name for name in named if not name.startswith("./")} == set(compose["volumes"])
+
+
+def test_health_is_asked_where_the_line_answers(
+    compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each role's health address is the port that the line's own settings give it."""
+    monkeypatch.delenv("ASSAYLINE_REDIS__PASSWORD", raising=False)
+    line = load_line(DOCKER / "line.yaml")
+    services = compose["services"]
+    for role in ("ingest", "inspect", "sink"):
+        port = line.metrics.port_of(role)
+        assert services[role]["environment"]["HEALTH_URL"] == f"http://127.0.0.1:{port}/metrics"
+    page = services["dashboard"]["environment"]["HEALTH_URL"]
+    assert page == f"http://127.0.0.1:{line.dashboard.port}/healthz"
+    assert services["ingest"]["command"][-1] in line.camera_names
+
+
+def test_what_a_person_adds_is_not_committed() -> None:
+    """The password and the copied bundle stay out of the repository."""
+    tracked = subprocess.run(
+        ["git", "ls-files", "docker"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not [name for name in tracked if name.endswith(".env") or "/bundle/" in name]
+    assert {".env", "bundle/"} <= set((DOCKER / ".gitignore").read_text("utf-8").split())
