@@ -124,7 +124,7 @@ class Charts:
     """Denoise steps per part, and parts per minute over time."""
 
     def __init__(self) -> None:
-        self._depth = self._chart("Denoise steps per part", "layers", depth_options(()))
+        self._depth = self._chart("Denoise steps, last minute", "layers", depth_options(()))
         self._rates = self._chart("Parts per minute, last 3 minutes", "timeline", rate_options(()))
 
     @staticmethod
@@ -189,7 +189,7 @@ def reject_cards(rejects: tuple[Reject, ...], now_ns: int) -> None:
 
 
 def _reject_card(reject: Reject, now_ns: int) -> None:
-    what, which = words.reject_words(reject)
+    what, which, number = words.reject_words(reject)
     decision = reject.verdict.decision
     with _box("reject"):
         if reject.picture_png:
@@ -204,6 +204,7 @@ def _reject_card(reject: Reject, now_ns: int) -> None:
                 ui.label(what)
                 ui.label(words.age((now_ns - reject.verdict.decided_ns) / 1e9)).classes("age")
             ui.label(which).classes("which")
+            ui.label(number).classes("which number")
 
 
 def line_page(view_now: Callable[[], LineView]) -> None:

@@ -35,6 +35,7 @@ class LineState(StrEnum):
     NO_SERVER = "NO SERVER"  # said by whoever reads, the numbers cannot know
     UNACCOUNTED = "PARTS UNACCOUNTED"
     NO_FRAMES = "NO FRAMES"
+    CAMERA_SILENT = "CAMERA SILENT"
     LATE = "LATE"
     WAITING = "WAITING"
     RUNNING = "RUNNING"
@@ -121,6 +122,7 @@ def state_of(view: LineView) -> LineState:
         (view.residual != 0, LineState.UNACCOUNTED),
         (not ages, LineState.WAITING),
         (all(row.is_silent for row in ages), LineState.NO_FRAMES),
+        (any(row.is_silent for row in ages), LineState.CAMERA_SILENT),
         (is_late, LineState.LATE),
     )
     return next((state for holds, state in claims if holds), LineState.RUNNING)

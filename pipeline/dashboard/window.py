@@ -27,7 +27,8 @@ WINDOW_S = 60.0  # latency, depth and parts per minute describe this long
 CHART_S = 180.0  # how far back the throughput chart reaches
 SMOOTH_S = 5.0  # one chart point is the rate over this long
 VERDICTS_KEPT = 20_000  # bounds memory at any rate
-REJECTS_KEPT = 8
+REJECTS_SHOWN = 7
+REJECTS_KEPT = 32  # more than shown: a page that is a second behind still finds its pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class LineWindow:
             depth=_depth([steps for _, _, steps in recent]),
             rates=_rates(self._readings),
             cameras=tuple(self._row(camera, now_ns) for camera in self._gates_ms),
-            rejects=tuple(self._rejects),
+            rejects=tuple(self._rejects)[:REJECTS_SHOWN],
         )
         return replace(view, state=state_of(view))
 

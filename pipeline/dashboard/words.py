@@ -20,6 +20,7 @@ STATES = {  # icon, tone
     LineState.RUNNING: ("play_circle", "pass"),
     LineState.WAITING: ("hourglass_empty", "faint"),
     LineState.LATE: ("timer_off", "undecided"),
+    LineState.CAMERA_SILENT: ("videocam_off", "undecided"),
     LineState.NO_FRAMES: ("videocam_off", "fail"),
     LineState.UNACCOUNTED: ("report", "fail"),
     LineState.NO_SERVER: ("cloud_off", "fail"),
@@ -52,7 +53,7 @@ def tiles(view: LineView) -> dict[str, Says]:
     undecided = sum(view.undecided.values())
     yields = view.yield_fraction
     return {
-        "rate": Says(f"{view.parts_per_minute:.0f}", f"backlog {count(view.backlog)} frames"),
+        "rate": Says(f"{view.parts_per_minute:.0f}", f"backlog {count(view.backlog)}"),
         "PASS": Says(count(view.passed), share(view.passed, view.answered)),
         "FAIL": Says(count(view.failed), share(view.failed, view.answered)),
         "UNDECIDED": Says(count(undecided), _reasons(view)),
@@ -76,7 +77,7 @@ def _reasons(view: LineView) -> str:
 def _residual(view: LineView) -> Says:
     if view.residual:
         return Says(f"{view.residual:+d}", "not answered: run assayline doctor", "fail")
-    return Says("0", f"every part answered · {count(view.open)} in flight")
+    return Says("0", f"none lost · {count(view.open)} in flight")
 
 
 def milliseconds(value: float | None) -> str:
@@ -101,9 +102,16 @@ def age(seconds: float | None) -> str:
     """Time since something, short."""
     if seconds is None:
         return "none yet"
+    if seconds < 1:
+        return "now"
     if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"
+
+
+def ago(seconds: float) -> str:
+    """When something was, short; the page itself is up to a second behind."""
+    return age(seconds) if seconds < 1 else f"{age(seconds)} ago"
 
 
 def camera_state(row: CameraRow) -> tuple[str, str, str]:
@@ -112,15 +120,15 @@ def camera_state(row: CameraRow) -> tuple[str, str, str]:
         return "hourglass_empty", "faint", "no frame yet"
     if row.is_silent:
         return "videocam_off", "fail", f"silent for {age(row.frame_age_s)}"
-    return "videocam", "pass", f"{age(row.frame_age_s)} ago"
+    return "videocam", "pass", ago(row.frame_age_s)
 
 
-def reject_words(reject: Reject) -> tuple[str, str]:
-    """What is wrong, and which part it is."""
+def reject_words(reject: Reject) -> tuple[str, str, str]:
+    """What is wrong, which part it is, and how far it lies beyond the threshold."""
     verdict = reject.verdict
     why = verdict.reason.replace("_", " ") if verdict.reason else verdict.category
     what = f"{verdict.decision} {why}".strip()
     number = ""
     if verdict.surprise is not None and verdict.threshold is not None:
-        number = f" · surprise {verdict.surprise:.1f} over {verdict.threshold:.1f}"
-    return what, f"{verdict.part_id or verdict.frame_id} · {verdict.camera}{number}"
+        number = f"surprise {verdict.surprise:.1f}, threshold {verdict.threshold:.1f}"
+    return what, verdict.part_id or verdict.frame_id, f"{verdict.camera} · {number}".strip(" ·")

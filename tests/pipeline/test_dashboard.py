@@ -23,7 +23,7 @@ from pipeline.dashboard import words
 from pipeline.dashboard.feed import Feed
 from pipeline.dashboard.picture import outlined
 from pipeline.dashboard.view import LineState
-from pipeline.dashboard.window import REJECTS_KEPT, SECOND_NS, LineWindow
+from pipeline.dashboard.window import REJECTS_SHOWN, SECOND_NS, LineWindow
 from pipeline.stream import Ledger, Stream, open_stream
 from pipeline.wire import FrameEntry
 
@@ -142,7 +142,7 @@ def test_last_rejects_are_the_newest_bounded_and_not_flooded() -> None:
         line.see(verdict(100 + number, Decision.UNDECIDED))
         line.see(verdict(200 + number))
     rejects = line.view(NOW).rejects
-    assert len(rejects) == REJECTS_KEPT
+    assert len(rejects) == REJECTS_SHOWN
     assert [one.verdict.frame_id for one in rejects][:2] == ["left/1-29", "left/1-28"]
     assert line.reject(rejects[0].key) is rejects[0]
     assert line.reject("r-1") is None
@@ -175,7 +175,7 @@ def test_numbers_read_from_far() -> None:
     assert words.count(12345) == "12\u202f345"
     assert [words.age(age) for age in (None, 0.21, 42.0, 600.0, 9000.0)] == [
         "none yet",
-        "0.2 s",
+        "now",
         "42 s",
         "10 min",
         "2 h",
