@@ -50,13 +50,13 @@ class Board:
 
 def draw(rng: np.random.Generator) -> Board:
     """A good board: placement within a third of a pixel in the frame, reels of different tone."""
-    tones = {kind: rng.normal(1.0, 0.03, 3) + rng.normal(0, 0.05) for kind in "RCNQUXE"}
+    tones = {kind: rng.normal(1.0, 0.02, 3) + rng.normal(0, 0.035) for kind in "RCNQUXE"}
     play = np.clip(rng.standard_normal((len(SITES), 4)), -2.2, 2.2)
     placed = tuple(
-        Placed(site, 0.5 * p[0], 0.5 * p[1], 0.7 * p[2], _triple(tones[site.kind] + 0.02 * p[3]))
+        Placed(site, 0.35 * p[0], 0.35 * p[1], 0.5 * p[2], triple(tones[site.kind] + 0.02 * p[3]))
         for site, p in zip(SITES, play, strict=True)
     )
-    mask_tone = _triple(rng.normal(1.0, 0.02, 3) + rng.normal(0, 0.03))
+    mask_tone = triple(rng.normal(1.0, 0.02, 3) + rng.normal(0, 0.03))
     return Board(placed, mask_tone, window(texture("haze", 24.0, 24.0), rng))
 
 
@@ -111,6 +111,7 @@ def _warped(
     )
 
 
-def _triple(values: AnyArray) -> tuple[float, float, float]:
+def triple(values: AnyArray) -> tuple[float, float, float]:
+    """Three numbers as a colour."""
     r, g, b = (float(v) for v in values)
     return r, g, b

@@ -9,7 +9,7 @@ import numpy as np
 
 from engines.contracts import Float32
 from pipeline.simulator import drawing
-from pipeline.simulator.board import Board, build, draw
+from pipeline.simulator.board import Board, build, draw, triple
 from pipeline.simulator.board_layout import EDGE, SITES, TRACES, bare_board, silkscreen
 from pipeline.simulator.components import TIN
 from pipeline.simulator.product import Product
@@ -17,7 +17,6 @@ from pipeline.simulator.surface import Surface, grow, texture, window
 
 _BY_SIZE = sorted(range(len(SITES)), key=lambda i: SITES[i].length * SITES[i].width)
 _CHIPS = tuple(i for i in range(len(SITES)) if SITES[i].kind in "RCN")
-_PRINTED = tuple(i for i in range(len(SITES)) if SITES[i].kind in "RUQX")
 
 
 def missing(board: Board, rng: np.random.Generator, severity: float) -> Board:
@@ -48,7 +47,7 @@ def tombstone(board: Board, rng: np.random.Generator, severity: float) -> Board:
     """One end wetted first and pulled the chip upright: it looks short, on one pad only."""
     which = int(rng.choice(_CHIPS))
     placed = board.placed[which]
-    squash = grow(severity, 0.85, 0.38)
+    squash = grow(severity, 0.74, 0.36)
     along = drawing.turned(np.array([[1.0, 0.0]], np.float32), placed.site.angle_deg)[0]
     move = rng.choice([-1, 1]) * placed.site.length * (1 - squash) * 0.5
     moved = replace(
@@ -70,7 +69,7 @@ def bridge(board: Board, rng: np.random.Generator, severity: float) -> Board:
     x1 = x0 + pitch * (1 + int(2.2 * severity))
     y = chip.y + rng.choice([-1, 1]) * (chip.width / 2 - rng.uniform(-2, 3))
     mask = drawing.blank()
-    sag = grow(severity, 1.6, 6.0)
+    sag = grow(severity, 3.4, 8.5)
     drawing.stroke(mask, np.array([(x0, y), ((x0 + x1) / 2, y + 0.5), (x1, y)], np.float32), sag)
     drawing.dot(mask, (float(x0 + x1) / 2, float(y)), 0.6 * sag)
     solder = drawing.coverage(mask, 0.7)
@@ -85,20 +84,24 @@ def bridge(board: Board, rng: np.random.Generator, severity: float) -> Board:
 
 
 def broken_trace(board: Board, rng: np.random.Generator, severity: float) -> Board:
-    """Etching ate through a trace: a gap in the light line under the mask."""
+    """A trace burnt open: a gap in the light line, scorched mask around it."""
     trace = TRACES[int(rng.integers(len(TRACES)))]
     longest = max(range(len(trace) - 1), key=lambda i: float(np.hypot(*_leg(trace, i))))
     start, leg = np.array(trace[longest]), np.array(_leg(trace, longest))
     reach = float(np.hypot(*leg))
     middle = start + leg * rng.uniform(0.35, 0.65)
-    gap = leg / reach * min(grow(severity, 3.0, 26.0), 0.6 * reach) / 2
+    gap = leg / reach * min(grow(severity, 8.0, 30.0), 0.8 * reach) / 2
     mask = drawing.blank()
     ends = np.array([middle - gap, middle + gap], np.float32)
-    drawing.stroke(mask, ends, 6.5)
+    drawing.stroke(mask, ends, 7.5)
     eaten = drawing.coverage(mask, 0.5)
+    place = (float(middle[0]), float(middle[1]))
+    scorch = drawing.coverage(drawing.blob(rng, place, grow(severity, 5.0, 17.0)), 2.0)
+    scorch = scorch * _on_board() * grow(severity, 0.45, 0.9)
 
     def edit(surface: Surface) -> None:
         surface.blend((0.016, 0.15, 0.072), eaten * grow(severity, 0.75, 1.0))
+        surface.blend((0.060, 0.042, 0.022), scorch * _bare(surface))
         surface.height -= 0.9 * eaten
 
     return board.damaged(edit)
@@ -107,14 +110,14 @@ def broken_trace(board: Board, rng: np.random.Generator, severity: float) -> Boa
 def scratch(board: Board, rng: np.random.Generator, severity: float) -> Board:
     """Handling scraped the mask: a pale line, copper showing where it went deep."""
     start = _spot(rng)
-    path = drawing.wandering(rng, start, rng.uniform(0, 360), grow(severity, 25, 150), 2.5)
+    path = drawing.wandering(rng, start, rng.uniform(0, 360), grow(severity, 40, 160), 2.5)
     mask = drawing.blank()
-    drawing.stroke(mask, path, grow(severity, 0.8, 2.4))
+    drawing.stroke(mask, path, grow(severity, 1.5, 3.2))
     line = drawing.coverage(mask, 0.4) * _on_board()
     deep = line * (window(texture("deep", 6.0, 6.0), rng) > 0.8 - 0.8 * severity)
 
     def edit(surface: Surface) -> None:
-        surface.blend((0.40, 0.52, 0.42), line * grow(severity, 0.30, 0.75))
+        surface.blend((0.40, 0.52, 0.42), line * grow(severity, 0.45, 0.85))
         surface.blend((0.78, 0.50, 0.30), deep * severity)
         surface.height -= grow(severity, 0.5, 1.6) * line
 
@@ -122,27 +125,26 @@ def scratch(board: Board, rng: np.random.Generator, severity: float) -> Board:
 
 
 def wrong_part(board: Board, rng: np.random.Generator, severity: float) -> Board:
-    """A wrong reel or a part turned round: the print differs, or the body is another colour."""
-    which = int(rng.choice(_PRINTED)) if rng.random() < 0.4 else int(rng.choice(_CHIPS))
+    """A wrong reel: a capacitor where a resistor belongs or the reverse, or a body of another colour."""
+    which = int(rng.choice(_CHIPS))
     placed = board.placed[which]
     site = placed.site
-    if site.kind == "U":
-        return board.moved(which, replace(placed, turn_deg=placed.turn_deg + 180))
-    if site.kind in "CN":
-        tint = np.array([1.0, 0.75, 0.45]) if rng.random() < 0.5 else np.array([0.75, 1.0, 1.25])
-        tone = np.array(placed.tone) * tint ** grow(severity, 0.3, 1.0)
-        return board.moved(which, replace(placed, tone=(tone[0], tone[1], tone[2])))
-    label = str(rng.choice(["684", "560", "915", "8R2"]))
-    kind = "C" if site.kind == "R" and severity > 0.6 else site.kind
-    return board.moved(which, replace(placed, site=replace(site, label=label, kind=kind)))
+    if site.kind == "R":
+        tone = np.array(placed.tone) * grow(severity, 0.45, 1.1)
+        return board.moved(which, replace(placed, tone=triple(tone), site=replace(site, kind="C")))
+    if severity > 0.6:
+        return board.moved(which, replace(placed, site=replace(site, kind="R", label="684")))
+    tint = np.array([1.1, 0.7, 0.4]) if rng.random() < 0.5 else np.array([0.6, 1.0, 1.5])
+    tone = np.array(placed.tone) * tint ** grow(severity, 0.4, 1.0)
+    return board.moved(which, replace(placed, tone=triple(tone)))
 
 
 def missing_print(board: Board, rng: np.random.Generator, severity: float) -> Board:
     """The screen was clogged: print is faint or gone in a patch."""
-    x, y = ((88.0, 440.0), (214.0, 180.0), (392.0, 108.0), (370.0, 336.0))[int(rng.integers(4))]
+    x, y = ((128.0, 452.0), (214.0, 186.0), (392.0, 112.0), (370.0, 332.0))[int(rng.integers(4))]
     x += rng.normal(0, 12)
-    patch = drawing.coverage(drawing.blob(rng, (x, y), grow(severity, 14, 52)), 2.0)
-    gone = patch * silkscreen() * grow(severity, 0.4, 1.0)
+    patch = drawing.coverage(drawing.blob(rng, (x, y), grow(severity, 26, 60)), 2.0)
+    gone = patch * silkscreen() * grow(severity, 0.7, 1.0)
 
     def edit(surface: Surface) -> None:
         surface.blend((0.022, 0.18, 0.088), np.clip(gone * 1.1, 0, 1) * _bare(surface))
@@ -154,19 +156,19 @@ def contamination(board: Board, rng: np.random.Generator, severity: float) -> Bo
     """Burnt flux or a fibre was left behind."""
     x, y = _spot(rng)
     if rng.random() < 0.35:
-        path = drawing.wandering(rng, (x, y), rng.uniform(0, 360), grow(severity, 25, 120), 14.0)
+        path = drawing.wandering(rng, (x, y), rng.uniform(0, 360), grow(severity, 45, 140), 14.0)
         mask = drawing.blank()
-        drawing.stroke(mask, path, grow(severity, 0.8, 1.8))
+        drawing.stroke(mask, path, grow(severity, 1.4, 2.6))
         hair = drawing.coverage(mask, 0.4) * _on_board()
         tone = (0.62, 0.60, 0.55)
-        return board.damaged(lambda s: s.blend(tone, hair * grow(severity, 0.35, 0.85)))
+        return board.damaged(lambda s: s.blend(tone, hair * grow(severity, 0.55, 0.95)))
     film = (
-        drawing.coverage(drawing.blob(rng, (x, y), grow(severity, 7, 28), 0.5), 1.5) * _on_board()
+        drawing.coverage(drawing.blob(rng, (x, y), grow(severity, 11, 32), 0.5), 1.5) * _on_board()
     )
     mottle = np.clip(0.8 + 0.3 * window(texture("film", 4.0, 4.0), rng), 0, 1.3)
 
     def edit(surface: Surface) -> None:
-        surface.blend((0.34, 0.22, 0.08), np.clip(film * mottle * grow(severity, 0.2, 0.75), 0, 1))
+        surface.blend((0.34, 0.22, 0.08), np.clip(film * mottle * grow(severity, 0.38, 0.85), 0, 1))
         surface.gloss += 0.10 * film * severity
 
     return board.damaged(edit)

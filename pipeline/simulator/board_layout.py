@@ -145,7 +145,7 @@ def _copper(surface: Surface) -> None:
     """Traces, and a poured plane at the lower right, glow lighter through the mask and stand out."""
     mask = drawing.blank()
     for trace in TRACES:
-        drawing.stroke(mask, np.array(trace, np.float32), 4.2)
+        drawing.stroke(mask, np.array(trace, np.float32), 5.4)
     pour = np.array(
         [(286, 322), (478, 322), (478, 460), (250, 460), (250, 446), (286, 432)], np.float32
     )

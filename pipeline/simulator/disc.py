@@ -39,6 +39,7 @@ class Disc:
     tone: float
     holes: tuple[tuple[float, float, float], ...] = HOLES  # x, y, radius
     mark: str = MARK
+    struck_twice: tuple[float, float] | None = None  # canvas pixels between the two
     edits: tuple[Callable[[Surface], None], ...] = ()
 
     def damaged(self, edit: Callable[[Surface], None]) -> Disc:
@@ -71,7 +72,11 @@ def build(disc: Disc) -> Surface:
     hole = drawing.coverage(cut)
     rubber = (0.085 + 0.012 * disc.belt) * _shadow()
     mark = _mark(disc.mark)
-    metal = metal * (1 - 0.45 * mark)
+    if disc.struck_twice is not None:
+        mark = np.maximum(
+            mark, np.roll(mark, np.round(disc.struck_twice).astype(int)[::-1], (0, 1))
+        )
+    metal = metal * (1 - 0.6 * mark)
     solid = face * (1 - hole)
     grey = rubber + (metal - rubber) * solid
     colour = cv2.merge([grey * c for c in METAL])
@@ -91,7 +96,7 @@ def _turned_metal(disc: Disc) -> Float32:
         cv2.exp(3.2 * (cos2 * math.cos(2 * a) + sin2 * math.sin(2 * a) - 1)) for a in disc.azimuth
     ]
     sheen = 0.95 * bow[0] + 0.45 * bow[1]
-    rough = 1 + (0.07 + 0.10 * sheen) * marks + 0.05 * disc.streak + 0.035 * disc.grain
+    rough = 1 + (0.055 + 0.08 * sheen) * marks + 0.04 * disc.streak + 0.028 * disc.grain
     return np.asarray(disc.tone * (0.33 + 0.52 * sheen) * rough * outer, np.float32)
 
 
@@ -166,9 +171,9 @@ def _mark(text: str) -> Float32:
         if letter != " ":
             at = np.deg2rad(angle)
             place = (CENTRE[0] + MARK_RADIUS * np.cos(at), CENTRE[1] + MARK_RADIUS * np.sin(at))
-            drawing.write(mask, drawing.letters(letter, 26, 2.6), place, angle + 90)
+            drawing.write(mask, drawing.letters(letter, 29, 3.2), place, angle + 90)
         angle += 15.5
-    return drawing.coverage(mask, 0.6)
+    return drawing.coverage(mask, 0.5)
 
 
 def spot(rng: np.random.Generator, inner: float, outer: float) -> drawing.Point:

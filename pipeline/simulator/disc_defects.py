@@ -28,15 +28,15 @@ from pipeline.simulator.surface import SIDE, Surface, grow, texture, window
 def scratch(disc: Disc, rng: np.random.Generator, severity: float) -> Disc:
     """A hard edge was dragged over the face: a bright groove with a dark side."""
     start = spot(rng, BORE + 20, RIM - 30)
-    length = grow(severity, 22, 130)
+    length = grow(severity, 36, 150)
     path = drawing.wandering(rng, start, rng.uniform(0, 360), length, 3.0)
     mask = drawing.blank()
-    drawing.stroke(mask, path, grow(severity, 0.9, 2.4))
+    drawing.stroke(mask, path, grow(severity, 1.5, 3.2))
     line = drawing.coverage(mask, 0.5) * _on_face()
 
     def edit(surface: Surface) -> None:
-        surface.height -= grow(severity, 0.8, 3.2) * line
-        surface.colour += (grow(severity, 0.05, 0.30) * line)[..., None]
+        surface.height -= grow(severity, 1.4, 4.0) * line
+        surface.colour += (grow(severity, 0.12, 0.42) * line)[..., None]
 
     return disc.damaged(edit)
 
@@ -44,12 +44,12 @@ def scratch(disc: Disc, rng: np.random.Generator, severity: float) -> Disc:
 def dent(disc: Disc, rng: np.random.Generator, severity: float) -> Disc:
     """Something fell on it: a shallow pit whose walls catch the lamp."""
     x, y = spot(rng, BORE + 22, RIM - 26)
-    radius = grow(severity, 6, 17)
+    radius = grow(severity, 8, 19)
     bowl = _bump(x, y, radius, rng.uniform(0.75, 1.0), rng.uniform(0, np.pi))
 
     def edit(surface: Surface) -> None:
-        surface.height -= radius * grow(severity, 0.10, 0.42) * bowl
-        surface.dim(1 - grow(severity, 0.06, 0.25) * bowl)
+        surface.height -= radius * grow(severity, 0.24, 0.55) * bowl
+        surface.dim(1 - grow(severity, 0.12, 0.35) * bowl)
 
     return disc.damaged(edit)
 
@@ -58,7 +58,7 @@ def missing_hole(disc: Disc, rng: np.random.Generator, severity: float) -> Disc:
     """A drill was worn or skipped: the hole is undersized, at the worst not there at all."""
     which = int(rng.integers(len(HOLES)))
     x, y, radius = HOLES[which]
-    left = radius * grow(severity, 0.93, 0.0) if severity < 0.9 else 0.0
+    left = radius * grow(severity, 0.86, 0.0) if severity < 0.9 else 0.0
     holes = tuple((x, y, left) if i == which else hole for i, hole in enumerate(HOLES))
     flat = drawing.blank()
     drawing.dot(flat, (x, y), radius + 7)
@@ -78,18 +78,18 @@ def missing_hole(disc: Disc, rng: np.random.Generator, severity: float) -> Disc:
 def burr(disc: Disc, rng: np.random.Generator, severity: float) -> Disc:
     """Drilling left a ragged bright lip standing round part of a hole."""
     x, y, radius = HOLES[int(rng.integers(len(HOLES)))]
-    span = np.deg2rad(grow(severity, 35, 190))
+    span = np.deg2rad(grow(severity, 70, 250))
     angle = rng.uniform(0, 2 * np.pi) + np.linspace(0, span, 40)
     ragged = rng.normal(0, grow(severity, 0.6, 1.8), 40)
-    reach = radius + grow(severity, 0.0, 1.0) + ragged
+    reach = radius + grow(severity, 1.0, 2.5) + ragged
     lip = drawing.blank()
     path = np.stack([x + reach * np.cos(angle), y + reach * np.sin(angle)], 1).astype(np.float32)
-    drawing.stroke(lip, path, grow(severity, 1.6, 5.0))
+    drawing.stroke(lip, path, grow(severity, 3.0, 7.0))
     ridge = drawing.coverage(lip, 0.6)
 
     def edit(surface: Surface) -> None:
-        surface.height += grow(severity, 1.0, 3.5) * ridge
-        surface.blend((0.62, 0.63, 0.64), ridge * grow(severity, 0.35, 0.9))
+        surface.height += grow(severity, 1.6, 5.0) * ridge
+        surface.blend((0.80, 0.81, 0.82), ridge * grow(severity, 0.55, 0.95))
         surface.gloss += 0.25 * severity * ridge
 
     return disc.damaged(edit)
@@ -116,31 +116,32 @@ def crack(disc: Disc, rng: np.random.Generator, severity: float) -> Disc:
     heading = rng.uniform(0, 360)
     at = np.deg2rad(heading)
     start = (x + radius * np.cos(at), y + radius * np.sin(at))
-    path = drawing.wandering(rng, start, heading, grow(severity, 12, 60), 17.0)
+    path = drawing.wandering(rng, start, heading, grow(severity, 26, 80), 17.0)
     mask = drawing.blank()
-    drawing.stroke(mask, path, grow(severity, 0.8, 2.2))
+    drawing.stroke(mask, path, grow(severity, 1.5, 3.0))
     line = drawing.coverage(mask, 0.4) * _on_face()
 
     def edit(surface: Surface) -> None:
-        surface.blend((0.03, 0.03, 0.03), line * grow(severity, 0.5, 1.0))
+        surface.blend((0.03, 0.03, 0.03), line * grow(severity, 0.75, 1.0))
         surface.height -= grow(severity, 0.8, 2.5) * line
 
     return disc.damaged(edit)
 
 
 def wrong_mark(disc: Disc, rng: np.random.Generator, severity: float) -> Disc:
-    """The engraver was set wrongly: one false letter, or several."""
+    """The engraver was set wrongly: false letters, struck twice out of register."""
     letters = list(MARK)
     places = [i for i, letter in enumerate(letters) if letter != " "]
     for i in rng.choice(places, 1 + int(severity * 3), replace=False):
         letters[i] = str(rng.choice([c for c in "BCEHKMSTZ23589" if c != letters[i]]))
-    return replace(disc, mark="".join(letters))
+    twice = grow(severity, 2.0, 9.0)
+    return replace(disc, mark="".join(letters), struck_twice=(float(rng.normal(0, 2)), twice))
 
 
 def chipped_rim(disc: Disc, rng: np.random.Generator, severity: float) -> Disc:
     """A piece broke out of the outer edge."""
     angle = rng.uniform(0, 2 * np.pi)
-    size = grow(severity, 5, 22)
+    size = grow(severity, 3.5, 20)
     reach = RIM - 0.1 * size
     centre = (CENTRE[0] + reach * np.cos(angle), CENTRE[1] + reach * np.sin(angle))
     gone = drawing.coverage(drawing.blob(rng, centre, size, 0.45), 0.7) * _on_face()

@@ -26,9 +26,12 @@ def missing_yarn(weave: Weave, rng: np.random.Generator, severity: float) -> Wea
 def thick_yarn(weave: Weave, rng: np.random.Generator, severity: float) -> Weave:
     """A slub: unspun fibre swells a yarn, which stands proud of its neighbours."""
     yarns, put = _choose(weave, rng)
-    row, along = _yarn(rng), _stretch(rng, grow(severity, 26, 170))
-    yarns.thick[row] *= 1 + grow(severity, 0.18, 0.75) * along
-    yarns.lift[row] += grow(severity, 0.8, 4.5) * along
+    row, along = _yarn(rng), _stretch(rng, grow(severity, 40, 180))
+    yarns.thick[row] *= 1 + grow(severity, 0.25, 0.75) * along
+    yarns.lift[row] += grow(severity, 2.4, 8.0) * along
+    for beside in (row - 1, row + 1):  # pushed away and under
+        yarns.thick[beside] *= 1 - grow(severity, 0.08, 0.35) * along
+        yarns.lift[beside] -= grow(severity, 0.3, 1.5) * along
     return put(yarns)
 
 
@@ -36,7 +39,7 @@ def float_yarn(weave: Weave, rng: np.random.Generator, severity: float) -> Weave
     """A heddle stuck: a yarn skips crossings and floats on top, loose and a little askew."""
     over = weave.over.copy()
     row = _yarn(rng)
-    first, count = int(rng.integers(5, 28)), 2 + round(grow(severity, 1, 9))
+    first, count = int(rng.integers(5, 28)), 1 + round(grow(severity, 0, 9))
     crossings = slice(first, min(first + count, YARNS - 3))
     if rng.random() < 0.5:
         over[row, crossings] = -1.0
@@ -46,21 +49,21 @@ def float_yarn(weave: Weave, rng: np.random.Generator, severity: float) -> Weave
 
 
 def colour_bar(weave: Weave, rng: np.random.Generator, severity: float) -> Weave:
-    """A wrong cone: some neighbouring picks are of another shade over the whole width."""
-    weft = weave.weft.copy()
-    first = int(rng.integers(5, 28))
-    band = slice(first, first + 1 + round(grow(severity, 0, 5)))
-    weft.tone[band] *= 1 + rng.choice([-1.0, 0.6]) * grow(severity, 0.10, 0.40)
-    return replace(weave, weft=weft)
+    """A wrong cone: some neighbouring yarns are of another shade from edge to edge."""
+    yarns, put = _choose(weave, rng)
+    first = int(rng.integers(6, 28))
+    band = slice(first, first + 1 + round(grow(severity, 1, 5)))
+    yarns.tone[band] *= 1 + rng.choice([-0.8, 1.0]) * grow(severity, 0.32, 0.85)
+    return put(yarns)
 
 
 def hole(weave: Weave, rng: np.random.Generator, severity: float) -> Weave:
     """Yarns of both systems are cut: a dark hole with frayed ends."""
     x, y = _spot(rng)
-    radius = grow(severity, 4.0, 22.0)
+    radius = grow(severity, 7.0, 24.0)
     torn = drawing.coverage(drawing.blob(rng, (x, y), radius, 0.4), 1.0)
     frayed = torn + 0.35 * torn * window(texture("fray", 1.5, 1.5), rng)
-    gone = (np.clip(frayed * 1.3 - 0.15, 0, 1) * grow(severity, 0.6, 1.0)).astype(np.float32)
+    gone = (np.clip(frayed * 1.3 - 0.15, 0, 1) * grow(severity, 0.8, 1.0)).astype(np.float32)
     curl = np.clip(drawing.soft(torn, 3.0) - torn, 0, 1)
 
     def edit(surface: Surface) -> None:
@@ -72,9 +75,9 @@ def hole(weave: Weave, rng: np.random.Generator, severity: float) -> Weave:
 
 def stain(weave: Weave, rng: np.random.Generator, severity: float) -> Weave:
     """Rusty water dried in the cloth: it tints, most at the tide line."""
-    wet = _wet(rng, grow(severity, 12, 52))
+    wet = _wet(rng, grow(severity, 18, 56))
     tide = np.clip(wet - drawing.soft(wet, 5.0), 0, 1)
-    amount = np.clip((0.7 * wet + 1.6 * tide) * grow(severity, 0.14, 0.55), 0, 0.85)
+    amount = np.clip((0.7 * wet + 1.6 * tide) * grow(severity, 0.32, 0.75), 0, 0.85)
 
     def edit(surface: Surface) -> None:
         for channel, absorbed in enumerate((0.30, 0.60, 1.0)):
@@ -85,10 +88,10 @@ def stain(weave: Weave, rng: np.random.Generator, severity: float) -> Weave:
 
 def oil_spot(weave: Weave, rng: np.random.Generator, severity: float) -> Weave:
     """The loom dripped: oil darkens the yarns, soft at the edge and slightly glossy."""
-    wet = drawing.soft(_wet(rng, grow(severity, 7, 28)), grow(severity, 2.0, 5.0))
+    wet = drawing.soft(_wet(rng, grow(severity, 12, 34)), grow(severity, 2.0, 4.0))
 
     def edit(surface: Surface) -> None:
-        surface.dim(1 - grow(severity, 0.18, 0.62) * wet)
+        surface.dim(1 - grow(severity, 0.34, 0.75) * wet)
         surface.gloss += 0.05 * severity * wet
 
     return weave.damaged(edit)
