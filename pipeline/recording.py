@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 QUEUE_MAX = 32  # exposures and verdicts waiting for the disk
+CHUNK_BYTES = 64 * 1024  # small: a crash costs what is in the open chunk
 _Entry = tuple[Exposure | Verdict, bytes]  # a verdict comes with its mask as PNG
 # What a file that ends or breaks in the middle makes the reader raise.
 _BREAKS = (
@@ -78,7 +79,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._closed = False
         self._file = _created(self.path)
-        self._writer = Writer(self._file)
+        self._writer = Writer(self._file, chunk_size=CHUNK_BYTES)
         self._writer.start(library="assayline")
         self._channels: dict[str, int] = {}
         self._schemas: dict[str, int] = {}
@@ -245,7 +246,7 @@ def _messages(path: Path) -> Iterator[tuple[str, bytes]]:
             try:
                 record = next(records, None)
             except _BREAKS as error:
-                facts.event("recording_broken", level="warning", path=str(path), reason=str(error))
+                facts.event("recording_broken", level="warning", path=str(path), reason=repr(error))
                 return
             if record is None:
                 return

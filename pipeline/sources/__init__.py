@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,10 @@ from pipeline.sources.settings import (
 from pipeline.sources.source import BadExposure, Exposure, Source
 
 __all__ = ["BadExposure", "Exposure", "Source", "SourceSettings", "open_source"]
+
+
+# FFmpeg prints failed URLs, passwords included; it reads this when OpenCV first opens a video.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 @contextmanager

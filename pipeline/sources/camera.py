@@ -7,7 +7,6 @@ limit of its own. URLs carry passwords: what is shown of one is its scheme, host
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -26,9 +25,6 @@ from pipeline.telemetry import facts
 POLL_S = 0.25  # how often a waiting reader looks at its stop event
 JOIN_S = 1.0
 OPENING_SPARE_S = 1.0  # name look-up comes on top of OpenCV's own limits
-
-# FFmpeg prints failed URLs, passwords included, and reads this when OpenCV first loads it.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 class CameraSource:

@@ -18,7 +18,8 @@ from engines.contracts import SourceLost
 from pipeline.sources.source import Exposure
 from pipeline.telemetry import facts
 
-FIRST_PAUSE_S = 0.2
+LEAST_PAUSE_S = 0.1
+FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 5.0
 
 
@@ -62,7 +63,7 @@ def _attempts(camera: str, give_up_s: float, stop: threading.Event) -> tenacity.
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(SourceLost),
-        wait=tenacity.wait_exponential_jitter(FIRST_PAUSE_S, LONGEST_PAUSE_S, jitter=FIRST_PAUSE_S),
+        wait=tenacity.wait_random_exponential(FIRST_PAUSE_S, LONGEST_PAUSE_S, min=LEAST_PAUSE_S),
         stop=tenacity.stop_before_delay(give_up_s) | tenacity.stop_when_event_set(stop),
         sleep=tenacity.sleep_using_event(stop),
         before_sleep=tell,
