@@ -7,7 +7,7 @@ compare-and-set as the inspectors, so it needs none of them to be alive. It is a
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from engines.contracts import Reason, StreamLost, Verdict
 from pipeline.stream import Stream
@@ -44,8 +44,13 @@ class GateKeeper:
         ahead_ms = self._margin_ms + PERIOD_MS + self._stream.clock_uncertainty_ms
         horizon_ns = now + int(ahead_ms * 1e6)
         return [
-            verdict
-            for camera in self._cameras
-            for head in self._stream.expiring(camera, horizon_ns)
-            if self._stream.answer_open(verdict := undecided(head, Reason.DEADLINE, now))
+            verdict for camera in self._cameras for verdict in self._answer(camera, now, horizon_ns)
         ]
+
+    def _answer(self, camera: str, now_ns: int, horizon_ns: int) -> Iterator[Verdict]:
+        """Look again until nothing is late: one look is bounded."""
+        while heads := self._stream.expiring(camera, horizon_ns):
+            for head in heads:
+                verdict = undecided(head, Reason.DEADLINE, now_ns)
+                if self._stream.answer_open(verdict):
+                    yield verdict

@@ -20,18 +20,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from redis import Redis, exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from engines.contracts import BadConfig, StreamLost
 
 SOCKET_PATH_LIMIT = 107  # bytes in sockaddr_un.sun_path, less its closing zero
 START_TIMEOUT_S = 10.0
-STOP_TIMEOUT_S = 5.0
 PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
 def embedded_server(
-    folder: Path, maxmemory: str = "512mb", appendonly: bool = False, binary: Path | None = None
+    folder: Path,
+    maxmemory: str = "512mb",
+    *,
+    appendonly: bool = False,
+    binary: Path | None = None,
+    stop_timeout_s: float = 5.0,
 ) -> Iterator[str]:
     """Run a server in ``folder`` and yield its ``unix://`` URL; it is gone afterwards.
 
@@ -41,8 +47,8 @@ def embedded_server(
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    _clear_stale(folder)
     with _socket_path(folder) as socket:
-        _clear_stale(folder, socket)
         server = _launch(folder, socket, maxmemory, appendonly, binary or _wheel_binary())
         pid_file = folder / "redis.pid"
         try:
@@ -50,7 +56,7 @@ def embedded_server(
             _wait_ready(server, socket, folder / "redis.log")
             yield f"unix://{socket}"
         finally:
-            _stop(server)
+            _stop(server, stop_timeout_s)
             pid_file.unlink(missing_ok=True)
             socket.unlink(missing_ok=True)
 
@@ -75,7 +81,6 @@ def _socket_path(folder: Path) -> Iterator[Path]:
         return
     short = Path(tempfile.mkdtemp(prefix="assayline-"))
     try:
-        path.unlink(missing_ok=True)
         path.symlink_to(short / "redis.sock")
         yield short / "redis.sock"
     finally:
@@ -83,15 +88,14 @@ def _socket_path(folder: Path) -> Iterator[Path]:
         shutil.rmtree(short, ignore_errors=True)
 
 
-def _clear_stale(folder: Path, socket: Path) -> None:
+def _clear_stale(folder: Path) -> None:
     """Remove the socket of a server that is gone; refuse the folder of one that is not."""
-    if not socket.exists():
-        return
-    if _answers(socket):
+    socket = folder / "redis.sock"
+    if socket.exists() and _answers(socket.resolve()):
         pid_file = folder / "redis.pid"
         pid = pid_file.read_text().strip() if pid_file.exists() else "unknown"
         raise BadConfig(f"A server (pid {pid}) already runs in {folder}: stop it or use another.")
-    socket.unlink()
+    socket.unlink(missing_ok=True)
 
 
 def _launch(
@@ -110,14 +114,17 @@ def _launch(
         "maxmemory-policy": "noeviction",
     }
     options = [part for name, value in settings.items() for part in (f"--{name}", value)]
-    return subprocess.Popen(
-        [str(binary), *options],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C stops the line first; the server has to outlive its drain
-        preexec_fn=_die_with_parent(),  # noqa: PLW1509 - one system call, loaded before the fork
-    )
+    try:
+        return subprocess.Popen(
+            [str(binary), *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C stops the line first; the server outlives its drain
+            preexec_fn=_die_with_parent(),  # noqa: PLW1509 - one call, loaded before the fork
+        )
+    except OSError as error:
+        raise BadConfig(f"{binary} cannot be run as the server: {error.strerror}.") from None
 
 
 def _die_with_parent() -> Callable[[], object] | None:
@@ -129,7 +136,7 @@ def _die_with_parent() -> Callable[[], object] | None:
 
 
 def _answers(socket: Path) -> bool:
-    client = Redis(unix_socket_path=str(socket), socket_timeout=1.0)
+    client = Redis(unix_socket_path=str(socket), socket_timeout=1.0, retry=Retry(NoBackoff(), 0))
     try:
         return bool(client.ping())
     except exceptions.RedisError:
@@ -148,10 +155,10 @@ def _wait_ready(server: subprocess.Popen[bytes], socket: Path, log: Path) -> Non
         time.sleep(0.005)
 
 
-def _stop(server: subprocess.Popen[bytes]) -> None:
+def _stop(server: subprocess.Popen[bytes], timeout_s: float) -> None:
     server.terminate()
     try:
-        server.wait(STOP_TIMEOUT_S)
+        server.wait(timeout_s)
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()

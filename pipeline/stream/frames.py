@@ -81,10 +81,12 @@ class Stream(Verdicts):
             )
             pipe.execute_command("XADD", keys.frames, entry_id, *payload)
             taken, added = pipe.execute(raise_on_error=False)
-        # XADD refuses an id it has had. Of a repeat that is the point, of a new frame an error.
-        for refusal in (taken, added if taken else None):
-            if isinstance(refusal, exceptions.RedisError):
-                raise self._sentence(refusal)
+            # XADD refuses an id it has had: right for a repeat, an error for a new frame.
+            for refusal in (taken, added if taken else None):
+                if isinstance(refusal, exceptions.RedisError):
+                    raise refusal
+            if not taken and not isinstance(added, exceptions.RedisError):
+                self._commands.xdel(keys.frames, entry_id)  # a refused frame, new to this stream
         return bool(taken)
 
     def refuse(self, verdict: Verdict) -> bool:
@@ -206,7 +208,8 @@ class Stream(Verdicts):
                 keys.open, "-inf", before_ns // 1000, byscore=True, offset=0, num=count
             )
             heads = self._commands.hmget(keys.heads, ids) if ids else []
-        return [head_from(head) for head in heads if head]
+        pairs = zip(ids, heads, strict=True)
+        return [_known(camera, entry_id.decode(), head, before_ns) for entry_id, head in pairs]
 
     def answer_open(self, verdict: Verdict) -> bool:
         """Answer a frame whoever works on it; False if it has its verdict already."""
@@ -264,6 +267,19 @@ def _answer_arguments(
     fence = (GROUP, entry_id, consumer, delivery.deliveries if delivery else 0)
     record = verdict_fields(verdict, **pictures).values()
     return [*fence, ledger_field(verdict), *record, QUARANTINE_LENGTH]
+
+
+def _known(camera: str, entry_id: str, head: bytes | None, deadline_ns: int) -> FrameHead:
+    """What the head says, or no more than the name: a head of another version stops no gate."""
+    try:
+        return head_from(head or b"")
+    except BadFrame:
+        return FrameHead(
+            frame_id=f"{camera}/{entry_id}",
+            camera=camera,
+            captured_ns=deadline_ns,
+            deadline_ns=deadline_ns,
+        )
 
 
 def _cut(delivery: Delivery) -> dict[bytes, bytes]:

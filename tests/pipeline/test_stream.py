@@ -281,6 +281,21 @@ def test_expiring_frames_come_most_urgent_first(every_stream: Stream) -> None:
     assert (found[0].deadline_ns, found[0].part_id) == (1_000_500, "part of cam/1-2")
 
 
+def test_an_unreadable_head_does_not_hide_a_frame(every_stream: Stream) -> None:
+    """A frame whose description is lost or foreign is still found at its gate, by its name."""
+    stream = every_stream
+    admit(stream, "cam/1-1", "cam/1-2", "cam/1-3")
+    heads = f"{stream.namespace}:{{cam}}:heads"
+    stream._commands.hset(heads, "1-1", b'{"schema_version":9}')
+    stream._commands.hdel(heads, "1-2")
+    found = stream.expiring("cam", GATE_NS)
+    assert [head.frame_id for head in found] == ["cam/1-1", "cam/1-2", "cam/1-3"]
+    assert [head.part_id for head in found] == ["", "", "part of cam/1-3"]
+    for head in found:
+        assert stream.answer_open(undecided(head, Reason.DEADLINE, GATE_NS))
+    assert stream.ledger("cam") == Ledger(3, 0, 0, {"deadline": 3}, 0)
+
+
 @pytest.mark.parametrize("server", ["valkey", "redis"])
 def test_a_full_server_admits_nothing_and_still_answers(
     server: str, tmp_path: Path, request: pytest.FixtureRequest

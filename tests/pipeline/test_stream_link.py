@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from redis import Redis
+from redis import Redis, exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from engines.contracts import BadConfig, Decision, ExitCode, StreamLost, Verdict
 from pipeline.server import embedded_server
@@ -126,12 +128,12 @@ def test_a_restart_is_seen_and_survived(tmp_path: Path) -> None:
 
 def stop_server(folder: Path) -> None:
     """End the server of a folder as a crash would."""
-    with Redis(unix_socket_path=str(folder / "redis.sock")) as client:
+    with Redis(unix_socket_path=str(folder / "redis.sock"), retry=Retry(NoBackoff(), 0)) as client:
         os.kill(int(client.info("server")["process_id"]), signal.SIGKILL)
         while True:
             try:
                 client.ping()
-            except Exception:
+            except exceptions.ConnectionError:
                 return
 
 

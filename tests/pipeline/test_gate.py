@@ -1,0 +1,117 @@
+"""No part reaches its gate without a verdict, and no part gets a second one there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.contracts import Decision, Reason, Verdict
+from pipeline.gate import PERIOD_MS, GateKeeper
+from pipeline.server import embedded_server
+from pipeline.stream import Ledger, Stream, open_stream
+from pipeline.wire import FrameEntry, undecided
+
+MS = 1_000_000
+MARGIN_MS = 5.0
+
+
+@pytest.fixture
+def stream(redis_url: str, namespace: str) -> Iterator[Stream]:
+    """A stream on the embedded server."""
+    with open_stream(redis_url, namespace) as opened:
+        yield opened
+
+
+def admit(stream: Stream, frame_id: str, deadline_ns: int, captured_ns: int = 0) -> FrameEntry:
+    """Open a frame with this deadline."""
+    camera = frame_id.partition("/")[0]
+    image = np.zeros((8, 8, 3), np.uint8)
+    entry = FrameEntry(frame_id, camera, captured_ns, deadline_ns, image, part_id="P", lot="L")
+    assert stream.admit(entry)
+    return entry
+
+
+def test_it_answers_in_time_and_not_before(stream: Stream) -> None:
+    """A frame is left to the inspectors until the margin, then answered before its deadline."""
+    keeper = GateKeeper(stream, ["cam"], MARGIN_MS)
+    admit(stream, "cam/1-1", deadline_ns=1000 * MS)
+    stream.now_ns()  # the uncertainty is known from here on
+    ahead_ns = int((MARGIN_MS + PERIOD_MS) * MS) + int(stream.clock_uncertainty_ms * MS)
+    early_ns = 1000 * MS - ahead_ns - 50 * MS
+    assert keeper.tick(early_ns) == []
+    (verdict,) = keeper.tick(1000 * MS - int((MARGIN_MS + PERIOD_MS) * MS))
+    assert verdict.decided_ns <= 1000 * MS - MARGIN_MS * MS
+    assert (verdict.decision, verdict.reason) == (Decision.UNDECIDED, Reason.DEADLINE)
+    assert (verdict.frame_id, verdict.part_id, verdict.lot) == ("cam/1-1", "P", "L")
+    assert keeper.tick(2000 * MS) == []
+    assert stream.ledger("cam") == Ledger(1, 0, 0, {"deadline": 1}, 0)
+
+
+def test_it_takes_the_most_urgent_first_on_every_camera(stream: Stream) -> None:
+    """Whatever the order of arrival, verdicts come by deadline, camera by camera."""
+    for number, deadline in ((1, 30), (2, 10), (3, 20), (4, 9000)):
+        admit(stream, f"a/1-{number}", deadline * MS)
+    admit(stream, "b/1-1", 5 * MS)
+    given = [verdict.frame_id for verdict in GateKeeper(stream, ["a", "b"]).tick(40 * MS)]
+    assert given == ["a/1-2", "a/1-3", "a/1-1", "b/1-1"]
+    assert stream.open_ids("a") == ["a/1-4"]
+
+
+def test_more_late_frames_than_one_look_are_all_answered(stream: Stream) -> None:
+    """After a standstill every late frame is answered by one tick."""
+    for number in range(1, 151):
+        admit(stream, f"cam/1-{number}", MS)
+    assert len(GateKeeper(stream, ["cam"]).tick(10 * MS)) == 150
+    assert stream.ledger("cam").residual == 0
+
+
+def test_a_frozen_inspector_comes_too_late(stream: Stream) -> None:
+    """A frame in work is answered at its gate; the inspector's own answer is then refused."""
+    entry = admit(stream, "cam/1-1", 10 * MS)
+    (delivery,) = stream.read(["cam"], "frozen", 4, 0)
+    assert len(GateKeeper(stream, ["cam"]).tick(10 * MS)) == 1
+    assert not stream.answer(delivery, "frozen", undecided(entry, Reason.NO_EVIDENCE, 11 * MS))
+    assert stream.backlog("cam") == 0
+
+
+def test_it_runs_by_itself_with_no_inspector_at_all(stream: Stream) -> None:
+    """The loop answers each frame before its real deadline, on the server's clock."""
+    gate_ms, stop = 150, threading.Event()
+    keeper = GateKeeper(stream, ["cam"])
+    thread = threading.Thread(target=keeper.run, args=(stop,))
+    thread.start()
+    try:
+        for number in range(1, 6):
+            now_ns = stream.now_ns()
+            admit(stream, f"cam/1-{number}", now_ns + gate_ms * MS, now_ns)
+        last = "0"
+        found: list[Verdict] = []
+        while len(found) < 5:
+            more = stream.follow_verdicts("cam", last, block_ms=500)
+            last = more[-1].entry_id if more else last
+            found += [delivery.verdict for delivery in more]
+    finally:
+        stop.set()
+        thread.join()
+    assert all(verdict.reason is Reason.DEADLINE for verdict in found)
+    assert [verdict.frame_id for verdict in found] == [f"cam/1-{n}" for n in range(1, 6)]
+
+
+def test_it_outlives_a_restart_of_the_server(tmp_path: Path, namespace: str) -> None:
+    """While the server is away the keeper waits, and goes on keeping the gate afterwards."""
+    stop = threading.Event()
+    with embedded_server(tmp_path) as url, open_stream(url, namespace) as stream:
+        thread = threading.Thread(target=GateKeeper(stream, ["cam"]).run, args=(stop,))
+        thread.start()
+    try:
+        with embedded_server(tmp_path), open_stream(url, namespace) as stream:
+            admit(stream, "cam/1-1", stream.now_ns() + 50 * MS)
+            while not stream.follow_verdicts("cam", "0", block_ms=500):
+                assert thread.is_alive()
+    finally:
+        stop.set()
+        thread.join()
