@@ -48,7 +48,8 @@ __all__ = [
 ]
 
 QUEUE_MAX = 32  # exposures and verdicts waiting for the disk
-CHUNK_BYTES = 64 * 1024  # small: a crash costs what is in the open chunk
+BURST_MAX = 8  # exposures and verdicts a crash can cost
+CHUNK_BYTES = 64 * 1024
 _Entry = tuple[Exposure | Verdict, bytes]  # a verdict comes with its mask as PNG
 # What a file that ends or breaks in the middle makes the reader raise.
 _BREAKS = (
@@ -71,8 +72,8 @@ class Recorder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.frames = 0  # exposures written
-        self.verdicts = 0  # verdicts written
+        self.frames = 0  # exposures that a crash of this process cannot lose
+        self.verdicts = 0  # verdicts likewise
         self.overruns = 0  # exposures and verdicts not recorded
         self.failure = ""  # why nothing more can be written
         self._queue: queue.Queue[_Entry | None] = queue.Queue(QUEUE_MAX)
@@ -81,6 +82,8 @@ class Recorder:
         self._file = _created(self.path)
         self._writer = Writer(self._file, chunk_size=CHUNK_BYTES)
         self._writer.start(library="assayline")
+        self._writer.flush()  # type: ignore[no-untyped-call]
+        self._unsafe: list[Exposure | Verdict] = []  # written, but not yet the system's
         self._channels: dict[str, int] = {}
         self._schemas: dict[str, int] = {}
         self._thread = threading.Thread(target=self._write_all, name="recorder", daemon=True)
@@ -92,7 +95,8 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self._queue.put(None)
         self._thread.join()
         if self.failure and error is None:
@@ -107,34 +111,45 @@ class Recorder:
         return self._offer((verdict, mask_png))
 
     def _offer(self, entry: _Entry) -> bool:
-        try:
-            if not self.failure and not self._closed:
-                self._queue.put_nowait(entry)
-                return True
-        except queue.Full:
-            pass
         with self._lock:
+            try:
+                if not self.failure and not self._closed:
+                    self._queue.put_nowait(entry)
+                    return True
+            except queue.Full:
+                pass
             self.overruns += 1
-        return False
+            return False
 
     def _write_all(self) -> None:
         """The thread: write until told to end, then the summary and the footer."""
         try:
             with self._file:
                 while (entry := self._queue.get()) is not None:
+                    self._unsafe.append(entry[0])
                     self._write(*entry)
-                    if self._queue.empty():
-                        self._writer.flush()  # type: ignore[no-untyped-call]
+                    if self._queue.empty() or len(self._unsafe) == BURST_MAX:
+                        self._hand_over()
+                self._hand_over()
                 self._writer.finish()  # type: ignore[no-untyped-call]
-        except OSError as error:
-            reason = error.strerror or error
-            self.failure = (
-                f"the recording {self.path} is cut short ({reason}): make room on the disk."
-            )
-            facts.event("recording_failed", level="error", sentence=self.failure)
-            self._drop_rest()
+        except Exception as error:  # whatever it is, the line goes on and the loss is counted
+            self._give_up(getattr(error, "strerror", None) or error)
 
-    def _drop_rest(self) -> None:
+    def _hand_over(self) -> None:
+        """Close the chunk and give it to the system: from here on a crash loses none of it."""
+        self._writer.flush()  # type: ignore[no-untyped-call]
+        verdicts = sum(isinstance(entry, Verdict) for entry in self._unsafe)
+        self.verdicts += verdicts
+        self.frames += len(self._unsafe) - verdicts
+        self._unsafe.clear()
+
+    def _give_up(self, reason: object) -> None:
+        with self._lock:
+            self.failure = (
+                f"the recording {self.path} is cut short ({reason}): make room on its disk."
+            )
+            self.overruns += len(self._unsafe)
+        facts.event("recording_failed", level="error", sentence=self.failure)
         while self._queue.get() is not None:
             with self._lock:
                 self.overruns += 1
@@ -145,17 +160,14 @@ class Recorder:
                 image = picture(entry.camera, entry.captured_ns, encode_png(entry.image))
                 image["frame"] = provenance(entry)
                 self._add(entry.camera, "frame", entry.captured_ns, image)
-                self.frames += 1
             case BadExposure():
                 record = provenance(entry) | {"sentence": entry.sentence, "reason": entry.reason}
                 self._add(entry.camera, "bad_exposure", entry.captured_ns, record)
-                self.frames += 1
             case Verdict():
                 self._add(entry.camera, "verdict", entry.decided_ns, entry.model_dump(mode="json"))
                 if mask_png:
                     image = picture(entry.camera, entry.captured_ns, mask_png)
                     self._add(entry.camera, "mask", entry.decided_ns, image)
-                self.verdicts += 1
 
     def _add(self, camera: str, kind: str, time_ns: int, message: dict[str, Any]) -> None:
         channel = self._channel(f"/{camera}/{kind}", CHANNELS[kind])
