@@ -56,7 +56,7 @@ def draw(rng: np.random.Generator) -> Board:
         Placed(site, 0.35 * p[0], 0.35 * p[1], 0.5 * p[2], triple(tones[site.kind] + 0.02 * p[3]))
         for site, p in zip(SITES, play, strict=True)
     )
-    mask_tone = triple(rng.normal(1.0, 0.02, 3) + rng.normal(0, 0.03))
+    mask_tone = triple(rng.normal(1.0, 0.015, 3) + rng.normal(0, 0.02))
     return Board(placed, mask_tone, window(texture("haze", 24.0, 24.0), rng))
 
 
@@ -64,7 +64,7 @@ def build(board: Board) -> Surface:
     """The bare board in its tone, every component on top, then whatever was done to this board."""
     surface = bare_board().copy()
     surface.colour *= np.array(board.mask_tone, np.float32)
-    surface.dim(1 + 0.02 * board.haze)
+    surface.dim(1 + 0.012 * board.haze)
     for placed in board.placed:
         if placed.strength > 0:
             _set_down(surface, placed)

@@ -9,7 +9,7 @@ import numpy as np
 
 from engines.contracts import Float32
 from pipeline.simulator import drawing
-from pipeline.simulator.board import Board, build, draw, triple
+from pipeline.simulator.board import Board, build, draw
 from pipeline.simulator.board_layout import EDGE, SITES, TRACES, bare_board, silkscreen
 from pipeline.simulator.components import TIN
 from pipeline.simulator.product import Product
@@ -47,7 +47,7 @@ def tombstone(board: Board, rng: np.random.Generator, severity: float) -> Board:
     """One end wetted first and pulled the chip upright: it looks short, on one pad only."""
     which = int(rng.choice(_CHIPS))
     placed = board.placed[which]
-    squash = grow(severity, 0.74, 0.36)
+    squash = grow(severity, 0.66, 0.30)
     along = drawing.turned(np.array([[1.0, 0.0]], np.float32), placed.site.angle_deg)[0]
     move = rng.choice([-1, 1]) * placed.site.length * (1 - squash) * 0.5
     moved = replace(
@@ -55,7 +55,7 @@ def tombstone(board: Board, rng: np.random.Generator, severity: float) -> Board:
         squash=squash,
         dx=placed.dx + move * float(along[0]),
         dy=placed.dy + move * float(along[1]),
-        turn_deg=placed.turn_deg + rng.normal(0, 6 * severity),
+        turn_deg=placed.turn_deg + rng.choice([-1, 1]) * grow(severity, 5, 24),
     )
     return board.moved(which, moved)
 
@@ -67,9 +67,9 @@ def bridge(board: Board, rng: np.random.Generator, severity: float) -> Board:
     first = rng.integers(0, 7 - int(2.2 * severity))
     x0 = chip.x + (first - 3.5) * pitch
     x1 = x0 + pitch * (1 + int(2.2 * severity))
-    y = chip.y + rng.choice([-1, 1]) * (chip.width / 2 - rng.uniform(-2, 3))
+    y = chip.y + rng.choice([-1, 1]) * (chip.width / 2 + rng.uniform(-2, 3))
     mask = drawing.blank()
-    sag = grow(severity, 3.4, 8.5)
+    sag = grow(severity, 4.0, 9.5)
     drawing.stroke(mask, np.array([(x0, y), ((x0 + x1) / 2, y + 0.5), (x1, y)], np.float32), sag)
     drawing.dot(mask, (float(x0 + x1) / 2, float(y)), 0.6 * sag)
     solder = drawing.coverage(mask, 0.7)
@@ -125,18 +125,14 @@ def scratch(board: Board, rng: np.random.Generator, severity: float) -> Board:
 
 
 def wrong_part(board: Board, rng: np.random.Generator, severity: float) -> Board:
-    """A wrong reel: a capacitor where a resistor belongs or the reverse, or a body of another colour."""
+    """A wrong reel: a browner capacitor, or a tantalum or film part, too large for its pads."""
     which = int(rng.choice(_CHIPS))
     placed = board.placed[which]
-    site = placed.site
-    if site.kind == "R":
-        tone = np.array(placed.tone) * grow(severity, 0.45, 1.1)
-        return board.moved(which, replace(placed, tone=triple(tone), site=replace(site, kind="C")))
-    if severity > 0.6:
-        return board.moved(which, replace(placed, site=replace(site, kind="R", label="684")))
-    tint = np.array([1.1, 0.7, 0.4]) if rng.random() < 0.5 else np.array([0.6, 1.0, 1.5])
-    tone = np.array(placed.tone) * tint ** grow(severity, 0.4, 1.0)
-    return board.moved(which, replace(placed, tone=triple(tone)))
+    kind = "D" if severity < 0.3 else str(rng.choice(["T", "F"]))
+    large = grow(severity, 1.05, 1.4)
+    length, width = placed.site.length * large, placed.site.width * large
+    site = replace(placed.site, kind=kind, length=length, width=width)
+    return board.moved(which, replace(placed, site=site))
 
 
 def missing_print(board: Board, rng: np.random.Generator, severity: float) -> Board:

@@ -30,10 +30,11 @@ class Site:
 
 
 def _row(
-    names: str, kind: str, x: float, y: float, pitch: float, turn: float, labels: str
+    names: str, kind: str, first: tuple[float, float], step: tuple[float, float], labels: str
 ) -> list[Site]:
+    """Chips of one kind side by side, each lying across the row."""
     size = {"R": (31.0, 16.0), "C": (28.0, 16.0), "N": (23.0, 13.0)}[kind]
-    step = (0.0, pitch) if turn == 0 else (pitch, 0.0)
+    (x, y), turn = first, 90.0 if step[0] else 0.0
     return [
         Site(name, kind, x + i * step[0], y + i * step[1], turn, *size, label)
         for i, (name, label) in enumerate(zip(names.split(), labels.split(), strict=True))
@@ -47,18 +48,19 @@ SITES: tuple[Site, ...] = (
     Site("C2", "E", 330, 374, 0, 64, 64, "100"),
     Site("Q1", "Q", 382, 250, 90, 34, 40, "1AM"),
     Site("Q2", "Q", 440, 250, 90, 34, 40, "1AM"),
-    *_row("R1 R2 R3 R4", "R", 84, 168, 36, 0, "103 472 103 221"),
-    *_row("R5 R6 R7 R8", "R", 150, 122, 44, 90, "100 331 102 102"),
-    *_row("C3 C4 C5", "C", 92, 342, 36, 0, "- - -"),
-    *_row("C6 C7 C8", "N", 172, 342, 42, 90, "- - -"),
-    *_row("R9", "R", 182, 404, 52, 0, "473"),
-    *_row("C9 C10", "N", 318, 196, 40, 90, "- -"),
+    *_row("R1 R2 R3 R4", "R", (84, 168), (0, 36), "103 472 103 221"),
+    *_row("R5 R6 R7 R8", "R", (150, 122), (44, 0), "100 331 102 102"),
+    *_row("C3 C4 C5", "C", (92, 342), (0, 36), "- - -"),
+    *_row("C6 C7 C8", "N", (172, 342), (42, 0), "- - -"),
+    *_row("R9", "R", (182, 404), (0, 36), "473"),
+    *_row("C9 C10", "N", (318, 196), (40, 0), "- -"),
 )
 VIAS = tuple(
     (float(x), float(y))
     for x, y in (
-        (128, 212), (128, 262), (300, 140), (310, 300), (280, 318), (150, 310), (250, 160), (346, 290),
-        (440, 184), (340, 236), (118, 392), (236, 386), (272, 424), (468, 282), (60, 318), (228, 440),
+        (128, 212), (128, 262), (300, 140), (310, 300), (280, 318), (150, 310), (250, 160),
+        (346, 290), (440, 184), (340, 236), (118, 392), (236, 386), (272, 424), (468, 282),
+        (60, 318), (228, 440),
     )
 )  # fmt: skip
 TRACES: tuple[tuple[tuple[float, float], ...], ...] = (
@@ -142,7 +144,7 @@ def _belt() -> Surface:
 
 
 def _copper(surface: Surface) -> None:
-    """Traces, and a poured plane at the lower right, glow lighter through the mask and stand out."""
+    """Traces, and a poured plane at the lower right, glow through the mask and stand out."""
     mask = drawing.blank()
     for trace in TRACES:
         drawing.stroke(mask, np.array(trace, np.float32), 5.4)
@@ -202,11 +204,11 @@ def silkscreen() -> Float32:
     """White print: component outlines, names beside them, the board's name."""
     mask = drawing.blank()
     for site in SITES:
-        reach = np.array([site.length / 2 + 8, site.width / 2 + 5])
-        corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)]) * reach
         if site.kind in "UXE":
-            place = drawing.turned(corners.astype(np.float32), site.angle_deg) + (site.x, site.y)
-            drawing.stroke(mask, place.astype(np.float32), 1.6)
+            reach = (site.length / 2 + 8, site.width / 2 + 5)
+            corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)]) * np.array(reach)
+            outline = drawing.turned(corners.astype(np.float32), site.angle_deg)
+            drawing.stroke(mask, outline + np.array([site.x, site.y], np.float32), 1.6)
         _name(mask, site)
     drawing.write(mask, drawing.letters("TX-9 REV C", 15, 1.7), (128, 452))
     drawing.write(mask, drawing.letters("24V", 13, 1.6), (448, 306))

@@ -14,7 +14,13 @@ from pipeline.simulator.surface import texture
 
 TIN = (0.60, 0.61, 0.62)
 _EPOXY = (0.060, 0.062, 0.068)
-_CERAMIC = {"C": (0.52, 0.40, 0.27), "N": (0.40, 0.33, 0.27)}
+_CERAMIC = {
+    "C": (0.52, 0.40, 0.27),
+    "N": (0.40, 0.33, 0.27),
+    "D": (0.36, 0.20, 0.11),  # never on this board: a browner ceramic,
+    "T": (0.80, 0.52, 0.07),  # a tantalum capacitor,
+    "F": (0.12, 0.26, 0.50),  # a film capacitor
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,10 +35,19 @@ class Sprite:
 
 @lru_cache(maxsize=64)
 def sprite(kind: str, length: float, width: float, label: str) -> Sprite:
-    """Paint a component lying along x; ``kind`` is R, C, N (capacitors), Q (transistor), X (crystal),
-    E (electrolytic can) or U (IC with legs).
+    """Paint a component lying along x.
+
+    ``kind`` is R (resistor), a key of the ceramics, Q (transistor), U (IC), X (crystal) or
+    E (electrolytic can).
     """
-    paint = {"R": _chip, "C": _chip, "N": _chip, "Q": _leaded, "U": _leaded, "X": _can, "E": _drum}
+    paint = {
+        "R": _chip,
+        **dict.fromkeys(_CERAMIC, _chip),
+        "Q": _leaded,
+        "U": _leaded,
+        "X": _can,
+        "E": _drum,
+    }
     return paint[kind](kind, length, width, label)
 
 
@@ -99,7 +114,7 @@ def _chip(kind: str, length: float, width: float, label: str) -> Sprite:
 
 
 def _leaded(kind: str, length: float, width: float, label: str) -> Sprite:
-    """Moulded body with gull-wing legs along both long sides, bevelled edges, pin-1 dimple, print."""
+    """Moulded body with gull-wing legs on both long sides, bevelled edges, dimple, print."""
     bench = _Bench(length, width)
     half_l, body_w = length / 2, width / 2 - 9.0
     for side, count in ((-1, 8), (1, 8)) if kind == "U" else ((-1, 2), (1, 1)):

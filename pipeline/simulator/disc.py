@@ -89,7 +89,7 @@ def build(disc: Disc) -> Surface:
 
 
 def _turned_metal(disc: Disc) -> Float32:
-    """Brightness of concentric grooves (Kajiya & Kay 1989): bow-ties where the cut crosses the light."""
+    """Brightness of concentric grooves (Kajiya & Kay 1989): bow-ties towards the lamps."""
     cos2, sin2, ring, outer = _polar()
     marks = disc.rings[ring]
     bow = [
@@ -144,7 +144,7 @@ def _streaks() -> tuple[Float32, ...]:
 
 @lru_cache(maxsize=1)
 def _blank_disc() -> tuple[Float32, Float32]:
-    """Coverage of the disc's face and its relief: rim and bore chamfers, the step between two faces."""
+    """Coverage of the face, and its relief: rim and bore chamfers, a step between two faces."""
     radius = radius_map()
     face = np.clip(RIM + 0.5 - radius, 0, 1) * np.clip(radius - BORE + 0.5, 0, 1)
     height = np.minimum(np.minimum(RIM - radius, radius - BORE), 7.0) * 0.9

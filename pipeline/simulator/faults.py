@@ -65,7 +65,7 @@ def _frozen(image: UInt8, index: int, fault: Fault, sound: Exposure) -> UInt8:
 
 
 def _torn(image: UInt8, index: int, fault: Fault, sound: Exposure) -> UInt8:
-    """A buffer was overwritten while read: lower rows, more with strength, are of the frame before."""
+    """A buffer overwritten while read: lower rows, more with strength, are of the frame before."""
     row = round(image.shape[0] * (1 - 0.9 * fault.strength))
     torn = image.copy()
     torn[row:] = np.roll(sound(max(0, index - 1)), image.shape[1] // 9, axis=1)[row:]

@@ -1,6 +1,6 @@
 """A camera over a belt that never ends: parts in turn, some of them faulty, at a steady pace.
 
-Truth never travels with a frame: whoever wants it asks for it by part id, and it is made again from the
+Truth never travels with a frame: whoever wants it asks by part id, and it is made again from the
 seed.
 """
 
@@ -43,8 +43,8 @@ class _Plan:
 class SimulatedLine:
     """A Source: frames of ``parts`` in random order, one each 1 / ``rate_hz`` seconds.
 
-    ``rate_hz=None`` runs flat out; ``frames=None`` never ends. ``jitter`` in 0..1 is the spread of the
-    exposure within a belt period. Camera faults apply by frame number and leave the truth alone.
+    ``rate_hz=None`` runs flat out; ``frames=None`` never ends. ``jitter`` in 0..1 is the spread of
+    the exposure within a belt period. Camera faults apply by frame number and leave truth alone.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SimulatedLine:
         self._defect_rate, self._jitter = defect_rate, jitter
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Frames in belt order until ``stop``, paced in real time; ``captured_ns`` strictly rises."""
+        """Frames in belt order until ``stop``, in real time; ``captured_ns`` strictly rises."""
         begun, last_ns, index = time.monotonic(), 0, 0
         while not stop.is_set() and (self._count is None or index < self._count):
             plan = self._plan(index)

@@ -51,7 +51,7 @@ def expose(canvas: Float32, pose: Pose, size: tuple[int, int], rng: np.random.Ge
 
 
 def place_mask(altered: Float32, pose: Pose, size: tuple[int, int]) -> AnyArray:
-    """A canvas mask (0..1) as frame pixels: True where altered, one pixel wider all round."""
+    """A canvas mask (0..1) as frame pixels: True where altered, one pixel wider."""
     seen = _place(altered, pose, size) > 0.34
     return cv2.dilate(seen.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
 
@@ -86,7 +86,7 @@ def _axes(size: tuple[int, int]) -> tuple[Float32, Float32, Float32]:
 
 
 def _illumination(size: tuple[int, int], rng: np.random.Generator) -> Float32:
-    """Lamp at the upper left, lens fall-off at the corners; the lamp wanders from frame to frame."""
+    """Lamp at the upper left, fall-off at the corners; the lamp wanders from frame to frame."""
     x, y, radius = _axes(size)
     level, tilt_x, tilt_y = rng.normal((1.0, -0.06, -0.05), (0.012, 0.010, 0.010))
     gain = cv2.addWeighted(x, tilt_x, y, tilt_y, level)

@@ -89,4 +89,4 @@ def window(noise: Float32, rng: np.random.Generator) -> Float32:
 
 def grow(severity: float, low: float, high: float) -> float:
     """A size or contrast that rises from ``low`` to ``high`` with the severity in 0..1."""
-    return low + (high - low) * severity**0.75
+    return low + (high - low) * float(severity**0.75)
