@@ -1,0 +1,49 @@
+"""Every worker stopped with SIGSTOP: the gate keeper answers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from engines.contracts import Reason
+from tests.tiny_line import write_line, write_parts
+
+FRAMES = 60
+GATE_MS = 500
+MARGIN_MS = 150  # a machine that runs a whole test suite wakes late
+
+
+def test_every_part_is_answered_before_its_gate_though_all_workers_are_frozen(
+    tmp_path: Path,
+    tiny_bundle: Path,
+    running,  # noqa: ANN001 - a factory of conftest
+) -> None:
+    """What no worker decides is UNDECIDED(deadline) ahead of the gate; the line ends in order."""
+    write_parts(tmp_path / "parts", FRAMES)
+    line = write_line(
+        tmp_path,
+        tiny_bundle,
+        camera={
+            "source": {"kind": "folder", "path": "parts", "rate_hz": 20},
+            "gate_ms": GATE_MS,
+            "credits": 64,
+        },
+        sinks={"jsonl": {}, "margin_ms": MARGIN_MS},
+        worker={"processes": 2},
+    )
+    with running(line) as here:
+        workers = here.worker_pids()
+        here.wait_for(lambda: here.stream.ledger("left").captured >= FRAMES // 4)
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        here.wait_for(lambda: here.stream.ledger("left").captured == FRAMES)
+        here.wait_for(lambda: here.stream.ledger("left").open == 0)
+        for worker in workers:
+            os.kill(worker, signal.SIGCONT)
+        verdicts = here.finish()
+        here.assert_all_answered_once(verdicts, FRAMES)
+    late = [verdict for verdict in verdicts if verdict.reason is Reason.DEADLINE]
+    assert len(late) >= FRAMES // 3
+    after_ms = [(v.decided_ns - v.captured_ns) / 1e6 for v in verdicts]
+    assert max(after_ms) < GATE_MS
