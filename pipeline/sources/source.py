@@ -49,11 +49,14 @@ class Pace:
     """A conveyor's clock: waits for the due moment, and makes up for lost time in no long burst."""
 
     def __init__(self) -> None:
-        self._start = time.monotonic()
+        self._start: float | None = None  # set by the first wait, which is thus never late
 
     def wait_until(self, due_s: float, stop: threading.Event) -> bool:
-        """Wait until ``due_s`` seconds after the start; False where ``stop`` was set first."""
-        left = self._start + due_s - time.monotonic()
+        """Wait until ``due_s`` seconds on the belt's clock; False where ``stop`` was set first."""
+        now = time.monotonic()
+        if self._start is None:
+            self._start = now - due_s
+        left = self._start + due_s - now
         if left < -LONGEST_CATCH_UP_S:
             self._start -= left  # a stalled consumer shifts the clock instead of causing a rush
         return not (stop.wait(left) if left > 0 else stop.is_set())

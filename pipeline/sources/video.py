@@ -15,6 +15,7 @@ from engines.contracts import Frame, SourceLost, UInt8
 from engines.images import MAX_PIXELS, MIN_SIDE
 from pipeline.sources.settings import VideoSettings
 from pipeline.sources.source import Exposure, Pace
+from pipeline.telemetry import facts
 
 USUAL_FPS = 25.0  # for files that state no rate or an absurd one
 
@@ -51,12 +52,20 @@ class VideoSource:
 def pictures(path: Path) -> Iterator[UInt8]:
     """RGB images [H, W, 3] of a video file; raises SourceLost where it holds none."""
     with opened(path) as capture:
-        taken, pixels = capture.read()
-        if not taken:
-            raise SourceLost(f"{path} holds no picture that can be decoded: convert it to MP4.")
-        while taken:
-            yield cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype("uint8", copy=False)
-            taken, pixels = capture.read()
+        count = 0
+        while (image := _next(capture)) is not None:
+            yield image
+            count += 1
+        promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    if count == 0:
+        raise SourceLost(f"{path} holds no picture that can be decoded: convert it to MP4.")
+    if count < promised:  # some containers only estimate, so this is told and no more
+        facts.event("video_cut_short", level="warning", path=path, count=count, promised=promised)
+
+
+def _next(capture: cv2.VideoCapture) -> UInt8 | None:
+    taken, pixels = capture.read()
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype("uint8", copy=False) if taken else None
 
 
 @contextmanager
