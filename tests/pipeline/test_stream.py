@@ -144,8 +144,10 @@ def test_renewal_keeps_only_what_is_still_held(every_stream: Stream) -> None:
     assert stream.renew("w1", [first, second]) == [second]
     assert stream.renew("w2", [taken]) == [taken]
     assert stream.reclaim(["cam"], "w3", 60_000, 8) == []
-    assert stream.answer(taken, "w2", passed("cam/1-1"))
-    assert stream.renew("w2", [taken]) == []
+    (again,) = stream.reclaim(["cam"], "w2", 0, 1)
+    assert stream.renew("w2", [taken, second]) == []
+    assert stream.answer(again, "w2", passed("cam/1-1"))
+    assert stream.renew("w2", [again]) == []
 
 
 def test_the_gate_keeper_and_the_inspector_cannot_both_answer(every_stream: Stream) -> None:
