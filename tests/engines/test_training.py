@@ -23,7 +23,7 @@ from engines.descent import CHECKPOINT, Schedule, Training, train
 from engines.images import read_image
 from engines.methods.method import Plan, State
 from engines.networks import build_denoiser
-from engines.training import fit_codec, fit_denoiser, latent_cache, shifted
+from engines.training import cropped, fit_codec, fit_denoiser, latent_cache, shifted
 
 torch.set_num_threads(1)
 
@@ -181,6 +181,16 @@ def test_a_shift_moves_without_inventing_pixels(seed: int, shift: int) -> None:
     assert any(torch.equal(core, window) for window in windows)
 
 
+def test_a_crop_is_a_window_of_its_image() -> None:
+    """Each crop is found in its own image, and an image smaller than the window stays whole."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3, 8, 12, 3), dtype=torch.uint8, generator=generator)
+    for crop, image in zip(cropped(images, 6, generator), images, strict=True):
+        windows = [image[y : y + 6, x : x + 6] for y in range(3) for x in range(7)]
+        assert any(torch.equal(crop, window) for window in windows)
+    assert torch.equal(cropped(images, 32, generator), images)
+
+
 def test_the_cache_keeps_each_image_as_it_is_first() -> None:
     """Variant 0 is the plain latent, the others are of shifted copies, drawn by the seed."""
     codec = build_codec({"kind": "features", "channels": 4, "image_size": (64, 64)}).eval()
@@ -198,9 +208,9 @@ def test_the_cache_keeps_each_image_as_it_is_first() -> None:
 def test_a_codec_learns_to_draw(kind: str, tmp_path: Path) -> None:
     """The loss falls, the latent is standardised, and a PNG shows input | reconstruction."""
     torch.manual_seed(0)
-    codec = build_codec({"kind": kind, "channels": 8, "image_size": (64, 64)})
-    shade = torch.linspace(40, 220, 64).to(torch.uint8)
-    images = shade.view(1, 1, 64, 1).expand(8, 64, 64, 3).clone()
+    codec = build_codec({"kind": kind, "channels": 8, "image_size": (32, 32)})
+    shade = torch.linspace(40, 220, 32).to(torch.uint8)
+    images = shade.view(1, 1, 32, 1).expand(8, 32, 32, 3).clone()
     images[::2] = images[::2].flip(2)
     reports: list[Training] = []
     schedule = Schedule(steps=24, batch=4, learning_rate=3e-3, log_every=6)
@@ -209,7 +219,7 @@ def test_a_codec_learns_to_draw(kind: str, tmp_path: Path) -> None:
     with torch.no_grad():
         latent = codec.encode(images)
     assert latent.mean((0, 2, 3)).abs().max() < 0.05
-    assert read_image(tmp_path / "reconstructions.png").shape == (6 * 64, 2 * 64, 3)
+    assert read_image(tmp_path / "reconstructions.png").shape == (6 * 32, 2 * 32, 3)
 
 
 class ToyMethod:
