@@ -44,14 +44,19 @@ def draw_category(
 
 
 def contact_sheet(measured: Sequence[Measured], size_hw: tuple[int, int]) -> UInt8:
-    """Input, anomaly map, and mask (red) against truth (green outline), one image per row.
+    """Input, anomaly map, and mask (red) against truth (green outline), two images to a row.
 
     All maps share one colour scale, from their median to their greatest value.
     """
     maps = [one.pixels(size_hw) for one in measured]
     low, high = float(np.median(maps)), float(np.max(maps))
     rows = [_row(one, m, low, high, size_hw) for one, m in zip(measured, maps, strict=True)]
-    return np.concatenate(rows)
+    if len(rows) % 2:
+        rows.append(np.full_like(rows[0], 255))
+    gap = np.full((rows[0].shape[0], 3 * GAP, 3), 255, np.uint8)
+    half = len(rows) // 2
+    pairs = zip(rows[:half], rows[half:], strict=True)
+    return np.concatenate([np.concatenate([a, gap, b], axis=1) for a, b in pairs])
 
 
 def histogram(good: Sequence[float], defects: Sequence[float], threshold: float | None) -> UInt8:
@@ -62,6 +67,8 @@ def histogram(good: Sequence[float], defects: Sequence[float], threshold: float 
     for scores, colour, way in ((good, GOOD_RGB, -1), (defects, DEFECT_RGB, 1)):
         counts = np.histogram(_compressed(np.asarray(scores)), edges)[0]
         for i, share in enumerate(counts / max(1, counts.max())):
+            if share == 0:
+                continue
             corner = (20 + i * 10, 130 + way * round(110 * float(share)))
             cv2.rectangle(canvas, (28 + i * 10, 130), corner, colour, -1)
     if threshold is not None:

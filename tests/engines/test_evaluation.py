@@ -251,12 +251,12 @@ def test_progress_reaches_its_total(bundle: Bundle, folder: Path) -> None:
 
 
 def test_pictures_are_drawn_for_each_category(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
-    """A contact sheet of three columns and a histogram per category."""
+    """A contact sheet, two images with map and mask to a row, and a histogram per category."""
     evaluate_on(bundle, Brightness(), folder, plot=tmp_path / "plots")
     names = {path.name for path in (tmp_path / "plots").iterdir()}
     assert names == {"board.png", "board_scores.png", "disc.png", "disc_scores.png"}
     sheet = decode_image((tmp_path / "plots" / "board.png").read_bytes())
-    assert sheet.shape[1] == 3 * SIZE + 8
+    assert sheet.shape[1] == 2 * (3 * SIZE + 8) + 12
     assert sheet.shape[0] % (SIZE + 4) == 0
 
 
