@@ -10,7 +10,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from engines.contracts import Float32, Int32
+from engines.contracts import Float32, Int64
 from pipeline.simulator import drawing
 from pipeline.simulator.surface import SIDE, Surface, texture, window
 
@@ -113,11 +113,11 @@ def radius_map() -> Float32:
 
 
 @lru_cache(maxsize=1)
-def _polar() -> tuple[Float32, Float32, Int32, Float32]:
+def _polar() -> tuple[Float32, Float32, Int64, Float32]:
     y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
     angle = np.arctan2(y - CENTRE[1], x - CENTRE[0])
     radius = radius_map()
-    ring = np.minimum(radius * _RINGS_PER_PIXEL, _RINGS_PER_PIXEL * SIDE - 1).astype(np.int32)
+    ring = np.minimum(radius * _RINGS_PER_PIXEL, _RINGS_PER_PIXEL * SIDE - 1).astype(np.intp)
     outside = 0.5 + 0.5 * np.tanh((radius - STEP) / 2.4)
     return np.cos(2 * angle), np.sin(2 * angle), ring, np.asarray(0.84 + 0.16 * outside, np.float32)
 

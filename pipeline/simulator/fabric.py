@@ -118,8 +118,9 @@ def _across(
     wave = sign * _WAVE * (over @ _between(crossings)) + yarns.lift
     round_off = 1 - (offset[:, None] / yarns.thick[nearest]) ** 2
     profile = 0.62 * PITCH * (cv2.sqrt(np.maximum(round_off, 0)) - 0.6)
-    gap = -8.0 * (round_off <= 0)
-    return wave[nearest] + profile + gap.astype(np.float32), yarns.tone[nearest]
+    profile += np.where(round_off > 0, np.float32(0), np.float32(-8))  # between yarns: far down
+    profile += wave[nearest]
+    return np.asarray(profile, np.float32), yarns.tone[nearest]
 
 
 def _nearest(place: Float32) -> tuple[Int64, Float32]:
