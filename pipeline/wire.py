@@ -89,10 +89,15 @@ def head_of(frame: FrameEntry | Verdict) -> FrameHead:
     """What is known about the part, from its frame or from its verdict (whose deadline is past)."""
     if isinstance(frame, FrameEntry):
         known = {name: getattr(frame, name) for name in _SHARED}
-        return FrameHead(**known, image_size=(frame.image.shape[0], frame.image.shape[1]))
-    shared = {name: getattr(frame, name) for name in _SHARED if name in Verdict.model_fields}
-    plan = ADAPTIVE if frame.plan is None else frame.plan
-    return FrameHead(**{**shared, "plan": plan, "deadline_ns": frame.decided_ns})
+        known["image_size"] = frame.image.shape[:2]
+    else:
+        known = {name: getattr(frame, name) for name in _SHARED if name in Verdict.model_fields}
+        known["plan"] = ADAPTIVE if frame.plan is None else frame.plan
+        known["deadline_ns"] = frame.decided_ns
+    try:
+        return FrameHead(**known)
+    except ValidationError as error:
+        raise BadFrame(f"{frame.frame_id} cannot be sent: {_first(error)}.") from None
 
 
 def to_fields(entry: FrameEntry) -> dict[str, bytes | memoryview]:

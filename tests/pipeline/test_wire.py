@@ -159,10 +159,14 @@ def test_a_view_of_a_larger_image_is_sent_whole() -> None:
         {"image": np.zeros((8, 6, 4), np.uint8)},
         {"image": np.zeros((8, 6, 3), np.float32)},
         {"image": np.zeros((0, 6, 3), np.uint8)},
+        {"part_id": "P" * 300},
+        {"lot": "\ud800"},
+        {"captured_ns": -1},
+        {"camera": "other"},
     ],
 )
-def test_what_is_no_model_input_is_not_sent(changes: dict[str, Any]) -> None:
-    """Only uint8 [h, w, 3] with pixels in it is sent."""
+def test_what_cannot_arrive_is_not_sent(changes: dict[str, Any]) -> None:
+    """Only uint8 [h, w, 3] with pixels in it, described within bounds, is sent."""
     with pytest.raises(BadFrame, match="cam/1-1"):
         to_fields(an_entry(**changes))
 
