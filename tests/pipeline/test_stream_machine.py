@@ -175,7 +175,7 @@ def test_one_verdict_per_frame_in_any_order_of_events(redis_url: str) -> None:
     run_state_machine_as_test(
         Deliveries,
         settings=settings(
-            max_examples=60,
+            max_examples=40,
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=list(HealthCheck),
