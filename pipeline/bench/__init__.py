@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ def run_bench(what: str, bundle: Path | str) -> Report:
 
         reports.append(bench_transport())
     if what in {"engine", "all"}:
+        # Spinning OpenMP threads of two runtimes in one process wait for each other's cores; the
+        # choice must stand before torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from pipeline.bench.engine import bench_engine
 
         reports.append(bench_engine(bundle))

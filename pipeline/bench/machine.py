@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from engines.backend_openvino import load_openvino
 from pipeline.doctor.machine import cpu_flags
 
 PEAK_SIDE = 1536  # large enough to be bound by arithmetic, small enough for any laptop
@@ -29,7 +30,7 @@ def machine_facts() -> dict[str, Any]:
         "bf16": sorted(flags & {"avx512_bf16", "amx_bf16"}),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": [f"{name} {_version(name)}" for name in LIBRARIES],
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -57,9 +58,8 @@ def matmul_peak(precision: str, side: int = PEAK_SIDE, rounds: int = PEAK_ROUNDS
 
     The best, not the median: a peak is what the machine can do when nobody disturbs it.
     """
-    import openvino
-    from openvino import opset13
-
+    openvino = load_openvino()
+    opset13 = openvino.opset13
     left = opset13.parameter([side, side], np.float32)
     right = opset13.constant(np.ones((side, side), np.float32))
     model = openvino.Model([opset13.matmul(left, right, False, False)], [left])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from engines.backend_openvino import load_openvino
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 def graph_operations(path: Path, batch: int) -> int:
     """Operations (2 per multiply-add) of one call of an ONNX graph at ``batch`` rows."""
-    import openvino
-
-    model = openvino.Core().read_model(path)
+    model = load_openvino().Core().read_model(path)
     model.reshape({port.get_any_name(): _with_batch(port, batch) for port in model.inputs})
     return sum(_operations(node) for node in model.get_ordered_ops())
 

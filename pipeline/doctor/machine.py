@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from engines.backend_openvino import load_openvino
 from pipeline.doctor.check import Check, advice, fact, required
 
 GIB = 2**30
@@ -127,8 +128,7 @@ def shared_memory() -> Check:
 def openvino_devices() -> Check:
     """What OpenVINO can run on, and the precision that ``auto`` would take."""
     try:
-        import openvino
-
+        openvino = load_openvino()
         core = openvino.Core()
         devices = list(core.available_devices)
         precision = core.get_property("CPU", "INFERENCE_PRECISION_HINT").to_string()

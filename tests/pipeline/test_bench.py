@@ -1,0 +1,191 @@
+"""Laws of the benches: structure and arithmetic. How fast a machine is, is no law."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from engines.contracts import BadConfig, Evidence, Progress, Rows
+from pipeline.bench import Report, Result, print_bench, run_bench
+from pipeline.bench.engine import _in_turns, bench_engine
+from pipeline.bench.machine import machine_facts, matmul_peak
+from pipeline.bench.operations import graph_operations
+from pipeline.bench.transport import bench_transport
+
+if TYPE_CHECKING:
+    from engines.bundle import Bundle
+
+DEMO = Path(__file__).parents[2] / "configs" / "bundles" / "demo"
+
+
+@pytest.fixture(scope="module")
+def transport() -> Report:
+    """A transport bench of few and tiny frames."""
+    return bench_transport(frames=12, rounds=2, side=16)
+
+
+def is_sound(report: Report) -> bool:
+    """Every figure is a finite, positive number with a name for what it stands against."""
+    return all(
+        math.isfinite(one.value) and one.value > 0 and one.ratio > 0 and one.against and one.unit
+        for one in report.results
+    )
+
+
+def test_transport_gives_ratios_with_machine_facts(transport: Report) -> None:
+    """Throughput and processor time against the bare loop, by names that carry the frame size."""
+    names = [one.name for one in transport.results]
+    assert names[:2] == ["transport.inline_0kB", "transport.inline_0kB.cpu"]
+    assert is_sound(transport)
+    assert {"processor", "cores", "memory_gib", "python", "libraries"} <= set(transport.machine)
+
+
+def test_transport_leaves_no_process_behind(transport: Report) -> None:
+    """Producer and consumer are gone when the figures are there."""
+    assert transport.results
+    assert multiprocessing.active_children() == []
+
+
+def test_json_has_the_public_keys(transport: Report, tmp_path: Path) -> None:
+    """``machine`` and ``results``, each result with its five keys, in a file that reads back."""
+    written = json.loads(transport.write(tmp_path / "runs" / "transport.json").read_text())
+    assert set(written) == {"machine", "results"}
+    assert all(
+        set(one) == {"name", "value", "unit", "against", "ratio"} for one in written["results"]
+    )
+
+
+def test_two_reports_add_and_print() -> None:
+    """``bench all`` is one table of all results."""
+    one, two = (Report({name: 1}, (Result(name, 2.0, "u", "x", 3.0),)) for name in ("a", "b"))
+    both = one + two
+    assert set(both.machine) == {"a", "b"}
+    console = Console(width=100)
+    with console.capture() as caught:
+        print_bench(both, console)
+    assert all(word in caught.get() for word in ("a", "b", "3.00"))
+
+
+def test_an_unknown_bench_is_one_sentence() -> None:
+    """The names that exist are named."""
+    with pytest.raises(BadConfig, match="transport, engine, all"):
+        run_bench("speed", "none")
+
+
+def test_machine_facts_are_plain_and_tell_no_names() -> None:
+    """What is published with a ratio is JSON, and holds no host or user."""
+    assert "host" not in json.dumps(machine_facts()).lower()
+
+
+def test_the_peak_is_a_rate() -> None:
+    """A small product gives a finite, positive number of operations per second."""
+    assert matmul_peak("f32", side=64, rounds=2) > 0
+
+
+# -- operations -------------------------------------------------------------------------------
+
+
+def graph(path: Path, kind: str, weights: list[int], made: list[int], **attributes: Any) -> Path:  # noqa: ANN401 - as ONNX has them
+    """An ONNX graph of one node over an input [B, 8, 6, 6] (or [B, 4, 8] for a product)."""
+    onnx = pytest.importorskip("onnx", reason="the extra 'train' is not installed")
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    given = ["B", 4, 8] if kind == "MatMul" else ["B", 8, 6, 6]
+    constant = numpy_helper.from_array(np.ones(weights, np.float32), "w")
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node(kind, ["x", "w"], ["y"], **attributes)],
+            "one",
+            [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, given)],
+            [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["B", *made])],
+            [constant],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+    )
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    ("kind", "weights", "made", "attributes", "expected"),
+    [
+        ("Conv", [5, 8, 3, 3], [5, 6, 6], {"pads": [1, 1, 1, 1]}, 5 * 36 * 8 * 9),
+        ("Conv", [8, 1, 3, 3], [8, 6, 6], {"pads": [1, 1, 1, 1], "group": 8}, 8 * 36 * 9),
+        ("ConvTranspose", [8, 5, 2, 2], [5, 12, 12], {"strides": [2, 2]}, 8 * 36 * 5 * 4),
+        ("MatMul", [8, 7], [4, 7], {}, 4 * 7 * 8),
+    ],
+)
+def test_operations_are_twice_the_multiply_adds(  # noqa: PLR0917 - one per column
+    tmp_path: Path, batch: int, kind: str, weights: list[int], made: list[int],
+    attributes: dict[str, Any], expected: int,
+) -> None:  # fmt: skip
+    """Each kind of product is counted as on paper, in proportion to the batch."""
+    path = graph(tmp_path / "one.onnx", kind, weights, made, **attributes)
+    assert graph_operations(path, batch) == 2 * expected * batch
+
+
+# -- engine -----------------------------------------------------------------------------------
+
+
+class Counting:
+    """A backend that takes three steps and remembers the order of calls."""
+
+    capacity, key = 8, "counting:f32"
+
+    def __init__(self, calls: list[str], name: str) -> None:
+        self.calls, self.name, self.left = calls, name, 0
+
+    def start(self, rows: Rows, slots: list[int]) -> Progress:  # noqa: ARG002 - the protocol's
+        """Three steps to go, less the one that comes with it."""
+        self.calls.append(self.name)
+        self.left = 3
+        return self.step(slots)
+
+    def step(self, slots: list[int]) -> Progress:
+        """One fewer to go."""
+        numbers = np.full(len(slots), self.left, np.int32)
+        self.left -= 1
+        return Progress(numbers, numbers, numbers)
+
+    def finish(self, slots: list[int]) -> Evidence:
+        """Nothing found."""
+        return Evidence(np.zeros((len(slots), 2, 2), np.float32), np.zeros(len(slots), np.float32))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def test_backends_run_in_turns_and_the_first_turn_is_dropped() -> None:
+    """Whatever disturbs the machine meets both; warming up is not measured."""
+    manifest = SimpleNamespace(image_size=(16, 16), plans=(SimpleNamespace(levels=(5, 3, 0)),))
+    bundle = cast("Bundle", SimpleNamespace(manifest=manifest, folder=Path("none")))
+    calls: list[str] = []
+    ours, theirs = _in_turns(bundle, Counting(calls, "a"), Counting(calls, "b"), 2, rounds=2)
+    assert calls == ["a", "b"] * 3
+    assert {name: len(values) for name, values in ours.items()} == {
+        "start": 2, "step": 6, "finish": 2, "pass": 2,
+    }  # fmt: skip
+    assert set(ours) == set(theirs)
+
+
+@pytest.mark.skipif(not DEMO.exists(), reason="the demo bundle is not in this checkout")
+def test_the_engine_bench_covers_graphs_batches_and_precisions() -> None:
+    """Each graph and the whole pass against torch, and each graph against the peak."""
+    pytest.importorskip("torch", reason="the extra 'train' is not installed")
+    report = bench_engine(DEMO, rounds=1, batches=(1,), precisions=("f32",), peak_side=128)
+    names = {one.name for one in report.results}
+    for graph_name in ("start", "step", "finish"):
+        assert {
+            f"engine.vs_torch.{graph_name}.f32_b1",
+            f"engine.of_peak.{graph_name}.f32_b1",
+        } <= names
+    assert "engine.vs_torch.pass.f32_b1" in names
+    assert "matmul_gflops_f32" in report.machine
