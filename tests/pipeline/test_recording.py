@@ -238,6 +238,17 @@ def test_a_flipped_byte_never_gives_a_wrong_frame(
     assert all(is_same(one, ids[one.frame_id]) for one in back)
 
 
+def test_an_altered_part_is_not_believed(tmp_path: Path) -> None:
+    """A frame whose provenance was altered in the file does not come back under another name."""
+    path = tmp_path / "run.mcap"
+    with Recorder(path) as recorder:
+        recorder.frame(replace(frame(1), image=np.zeros((16, 16, 3), np.uint8)))
+    data = path.read_bytes()
+    assert b"top/3-1" in data
+    path.write_bytes(data.replace(b"top/3-1", b"top/8-1"))
+    assert list(read_frames(path)) == []
+
+
 CHILD = """
 import sys, time
 import numpy as np
