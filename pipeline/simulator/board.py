@@ -50,14 +50,20 @@ class Board:
 
 def draw(rng: np.random.Generator) -> Board:
     """A good board: placement within a third of a pixel in the frame, reels of different tone."""
-    tones = {kind: rng.normal(1.0, 0.02, 3) + rng.normal(0, 0.035) for kind in "RCNQUXE"}
-    play = np.clip(rng.standard_normal((len(SITES), 4)), -2.2, 2.2)
+    tones = {kind: _tone(rng, 0.018, 0.035) for kind in "RCNQUXE"}
+    play = np.clip(rng.standard_normal((len(SITES), 4)), -2, 2)
     placed = tuple(
         Placed(site, 0.35 * p[0], 0.35 * p[1], 0.5 * p[2], triple(tones[site.kind] + 0.02 * p[3]))
         for site, p in zip(SITES, play, strict=True)
     )
-    mask_tone = triple(rng.normal(1.0, 0.015, 3) + rng.normal(0, 0.02))
+    mask_tone = triple(_tone(rng, 0.012, 0.02))
     return Board(placed, mask_tone, window(texture("haze", 24.0, 24.0), rng))
+
+
+def _tone(rng: np.random.Generator, hue: float, light: float) -> AnyArray:
+    """Channel gains of a batch; what strays over two spreads never left its maker."""
+    strays = np.clip(rng.standard_normal(4), -2, 2)
+    return np.asarray(1 + hue * strays[:3] + light * strays[3])
 
 
 def build(board: Board) -> Surface:

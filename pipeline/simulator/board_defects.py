@@ -47,7 +47,7 @@ def tombstone(board: Board, rng: np.random.Generator, severity: float) -> Board:
     """One end wetted first and pulled the chip upright: it looks short, on one pad only."""
     which = int(rng.choice(_CHIPS))
     placed = board.placed[which]
-    squash = grow(severity, 0.66, 0.30)
+    squash = grow(severity, 0.62, 0.30)
     along = drawing.turned(np.array([[1.0, 0.0]], np.float32), placed.site.angle_deg)[0]
     move = rng.choice([-1, 1]) * placed.site.length * (1 - squash) * 0.5
     moved = replace(
@@ -69,7 +69,7 @@ def bridge(board: Board, rng: np.random.Generator, severity: float) -> Board:
     x1 = x0 + pitch * (1 + int(2.2 * severity))
     y = chip.y + rng.choice([-1, 1]) * (chip.width / 2 + rng.uniform(-2, 3))
     mask = drawing.blank()
-    sag = grow(severity, 4.0, 9.5)
+    sag = grow(severity, 5.0, 11.0)
     drawing.stroke(mask, np.array([(x0, y), ((x0 + x1) / 2, y + 0.5), (x1, y)], np.float32), sag)
     drawing.dot(mask, (float(x0 + x1) / 2, float(y)), 0.6 * sag)
     solder = drawing.coverage(mask, 0.7)
@@ -96,8 +96,8 @@ def broken_trace(board: Board, rng: np.random.Generator, severity: float) -> Boa
     drawing.stroke(mask, ends, 7.5)
     eaten = drawing.coverage(mask, 0.5)
     place = (float(middle[0]), float(middle[1]))
-    scorch = drawing.coverage(drawing.blob(rng, place, grow(severity, 5.0, 17.0)), 2.0)
-    scorch = scorch * _on_board() * grow(severity, 0.45, 0.9)
+    scorch = drawing.coverage(drawing.blob(rng, place, grow(severity, 7.0, 18.0)), 2.0)
+    scorch = scorch * _on_board() * grow(severity, 0.6, 0.95)
 
     def edit(surface: Surface) -> None:
         surface.blend((0.016, 0.15, 0.072), eaten * grow(severity, 0.75, 1.0))

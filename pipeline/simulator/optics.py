@@ -35,7 +35,7 @@ class Pose:
 
 def draw_pose(rng: np.random.Generator) -> Pose:
     """Play of the fixture: about a degree, a few pixels, half a percent of working distance."""
-    turn, dx, dy, zoom = np.clip(rng.standard_normal(4), -2.5, 2.5)
+    turn, dx, dy, zoom = np.clip(rng.standard_normal(4), -2, 2)
     return Pose(1.0 * turn, 0.006 * dx, 0.006 * dy, 1 + 0.005 * zoom)
 
 
@@ -88,6 +88,7 @@ def _axes(size: tuple[int, int]) -> tuple[Float32, Float32, Float32]:
 def _illumination(size: tuple[int, int], rng: np.random.Generator) -> Float32:
     """Lamp at the upper left, fall-off at the corners; the lamp wanders from frame to frame."""
     x, y, radius = _axes(size)
-    level, tilt_x, tilt_y = rng.normal((1.0, -0.06, -0.05), (0.012, 0.010, 0.010))
+    strays = np.clip(rng.standard_normal(3), -2, 2)
+    level, tilt_x, tilt_y = (1.0, -0.06, -0.05) + strays * (0.012, 0.010, 0.010)
     gain = cv2.addWeighted(x, tilt_x, y, tilt_y, level)
     return np.asarray(cv2.addWeighted(gain, 1.0, radius, -0.055, 0.0), np.float32)
