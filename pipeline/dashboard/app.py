@@ -12,7 +12,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from engines.contracts import BadConfig
-from pipeline.dashboard.feed import Feed
+from pipeline.dashboard.feed import ROLE, Feed
+from pipeline.telemetry import facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,7 @@ def run_dashboard(
     from pipeline.dashboard.web import build_app, serve
 
     os.nice(NICENESS)
+    facts.speak_as(ROLE, settings.log_level)
     feed, done = Feed(settings), threading.Event()
     crops = {camera.name: camera.crop for camera in settings.cameras}
     app = build_app(feed, settings.line, crops)

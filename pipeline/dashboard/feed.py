@@ -14,22 +14,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import structlog
-
 from engines.contracts import InspectionError
 from pipeline.dashboard.view import LineState
 from pipeline.dashboard.window import LineWindow
 from pipeline.stream import Stream, open_stream
+from pipeline.telemetry import facts
 
 if TYPE_CHECKING:
     from pipeline.config import LineSettings
     from pipeline.dashboard.view import LineView, Reject
 
+ROLE = "dashboard"
 COUNT_S = 1.0  # between readings of the ledgers
 BLOCK_MS = 500  # how long a follower waits before it looks whether to stop
 RETRY_S = 1.0  # after the server went away
-
-log = structlog.get_logger()
 
 
 class Feed:
@@ -68,7 +66,8 @@ class Feed:
                 with open_stream(redis.address(), redis.namespace) as stream:
                     self._follow(stream, stop)
             except InspectionError as error:
-                log.warning("dashboard_lost_server", error=str(error))
+                facts.count("stream_lost_total", role=ROLE)
+                facts.event("stream_lost", level="warning", error=str(error))
                 self._view = replace(self._view, state=LineState.NO_SERVER)
                 stop.wait(RETRY_S)
 

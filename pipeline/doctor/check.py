@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from engines.contracts import ExitCode
@@ -76,7 +77,8 @@ def as_table(checks: Sequence[Check]) -> Table:
     for column in ("", "check", "found", "how to mend"):
         table.add_column(column, overflow="fold")
     for check in checks:
-        table.add_row(_word(check), check.name, check.found, check.mend)
+        # What was found is text, not markup: 'assayline[train]' has brackets of its own.
+        table.add_row(_word(check), *map(escape, (check.name, check.found, check.mend)))
     return table
 
 

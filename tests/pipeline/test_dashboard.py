@@ -24,6 +24,7 @@ from pipeline.dashboard.feed import Feed
 from pipeline.dashboard.picture import outlined
 from pipeline.dashboard.view import LineState
 from pipeline.dashboard.window import REJECTS_SHOWN, SECOND_NS, LineWindow
+from pipeline.server import embedded_server
 from pipeline.stream import Ledger, Stream, open_stream
 from pipeline.wire import FrameEntry
 
@@ -137,13 +138,13 @@ def test_states_from_waiting_to_silence() -> None:
 def test_last_rejects_are_the_newest_bounded_and_not_flooded() -> None:
     """FAIL is always shown; an UNDECIDED without a picture is counted, not shown."""
     line = window()
-    for number in range(30):
+    for number in range(40):
         line.see(verdict(number, Decision.FAIL), b"mask", b"picture")
         line.see(verdict(100 + number, Decision.UNDECIDED))
         line.see(verdict(200 + number))
     rejects = line.view(NOW).rejects
     assert len(rejects) == REJECTS_SHOWN
-    assert [one.verdict.frame_id for one in rejects][:2] == ["left/1-29", "left/1-28"]
+    assert [one.verdict.frame_id for one in rejects][:2] == ["left/1-39", "left/1-38"]
     assert line.reject(rejects[0].key) is rejects[0]
     assert line.reject("r-1") is None
 
@@ -270,6 +271,27 @@ def test_the_feed_agrees_with_the_ledger_and_leaves_no_group(
     assert not reader.is_alive()
 
 
+def test_a_lost_server_is_said_and_its_return_is_seen(namespace: str, tmp_path: Path) -> None:
+    """The page says NO SERVER while there is none, and goes on by itself when it is back."""
+    with embedded_server(tmp_path / "redis") as url:
+        feed, stop = Feed(line_settings(url, namespace)), threading.Event()
+        reader = threading.Thread(target=feed.run, args=(stop,))
+        reader.start()
+        with open_stream(url, namespace) as stream:
+            inspect_parts(stream, "left", stream.begin_epoch("left"), range(1, 4))
+        wait_until(lambda: feed.view.passed == 3)
+    try:
+        wait_until(lambda: feed.server_lost)
+        assert feed.view.passed == 3
+        with embedded_server(tmp_path / "redis") as url, open_stream(url, namespace) as stream:
+            inspect_parts(stream, "left", stream.begin_epoch("left"), range(1, 3))
+            wait_until(lambda: feed.view.passed == 2 and feed.view.state is LineState.RUNNING)
+    finally:
+        stop.set()
+        reader.join(10)
+    assert not reader.is_alive()
+
+
 def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
     """Look until it holds, or fail."""
     end = time.monotonic() + seconds
@@ -335,7 +357,7 @@ def test_a_browser_shows_the_line_without_leaving_the_machine(
         page = browser.new_page(viewport={"width": 1920, "height": 1080})
         page.on("request", lambda request: asked.append(request.url))
         page.goto(address, wait_until="commit")
-        page.get_by_text("of 29 answered").wait_for(timeout=30_000)
+        page.get_by_text("of 29 answered").wait_for(timeout=60_000)
         text = page.inner_text("body")
         page.wait_for_function(
             "() => [...document.images].filter(one => one.naturalWidth).length == 4"

@@ -178,9 +178,9 @@ def test_table_and_json_say_the_same() -> None:
     checks = [
         Check("first", True, "as it should be"),
         Check("second", False, "broken", "Mend it so."),
-        Check("third", False, "slow", "Do better.", Weight.ADVICE),
+        Check("third", False, "pip install 'assayline[train]'", "Do better.", Weight.ADVICE),
     ]
-    console = Console(record=True, width=120, file=None, quiet=False)
+    console = Console(width=120)
     with console.capture() as caught:
         print_checks(checks, console)
     text = caught.get()
