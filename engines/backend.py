@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 BUCKETS = (1, 2, 4, 8, 16)
 START_INPUTS = ("image", "category", "seed", "plan")
+SEED_MASK = (1 << 24) - 1
 PROGRESS = ("steps_left", "plan", "level")
 Precision = str  # "auto", "f32" or "bf16"
 Answer = TypeVar("Answer", Progress, Evidence)
@@ -165,11 +166,15 @@ def output_name(graph: GraphName, output: str) -> str:
 
 
 def columns(rows: Rows) -> dict[str, AnyArray]:
-    """The inputs of a start graph by name."""
+    """The inputs of a start graph by name.
+
+    Seeds keep 24 bits: OpenVINO computes the remainder of integers in single precision, so a larger
+    seed would meet another row of the noise table there than elsewhere.
+    """
     return {
         "image": rows.image,
         "category": rows.category,
-        "seed": rows.seed,
+        "seed": rows.seed & SEED_MASK,
         "plan": rows.plan,
     }
 

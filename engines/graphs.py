@@ -138,6 +138,7 @@ def _export(
     names = [output_name(name, output) for output in outputs]
     model = _traced(module, tuple(inputs.values()), list(inputs), names)
     _drop_unused_inputs(model)
+    _cast_bytes_first(model)
     _halve_initialisers(model)
     _drop_traces(model)
     onnx.checker.check_model(model)
@@ -175,11 +176,49 @@ def _traced(
 
 
 def _drop_unused_inputs(model: ModelProto) -> None:
-    """An input that a method does not use is absent from its graph."""
-    used = {name for node in _nodes(model.graph) for name in node.input}
+    """An input that a method does not use is absent from its graph.
+
+    The exporter asks whichever input comes first for the batch size; that alone is no use of it.
+    """
+    sizes = [node for node in _nodes(model.graph) if _is_batch_size(node)]
+    used = {name for node in _nodes(model.graph) if node not in sizes for name in node.input}
     kept = [i for i in model.graph.input if i.name in used]
+    dropped = {i.name for i in model.graph.input} - used
+    for node in sizes:
+        if node.input[0] in dropped:
+            node.input[0] = kept[0].name
     del model.graph.input[:]
     model.graph.input.extend(kept)
+
+
+def _cast_bytes_first(model: ModelProto) -> None:
+    """Turn bytes into floats at the graph's edge, before anything moves them.
+
+    TensorRT takes uint8 only there and only into a Cast. What moves values around does not mind,
+    and the Cast that the method made becomes an identity.
+    """
+    names = [i.name for i in model.graph.input if _is_bytes(i)]
+    for node in model.graph.node:
+        for position, name in enumerate(node.input):
+            if name in names:
+                node.input[position] = f"{name}_float"
+    casts = [helper.make_node("Cast", [n], [f"{n}_float"], to=TensorProto.FLOAT) for n in names]
+    _put_first(model, casts)
+
+
+def _put_first(model: ModelProto, nodes: list[onnx.NodeProto]) -> None:
+    everything = [*nodes, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(everything)
+
+
+def _is_bytes(value: onnx.ValueInfoProto) -> bool:
+    return bool(value.type.tensor_type.elem_type == TensorProto.UINT8)
+
+
+def _is_batch_size(node: onnx.NodeProto) -> bool:
+    span = {attribute.name: attribute.i for attribute in node.attribute}
+    return node.op_type == "Shape" and span == {"start": 0, "end": 1}
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
@@ -201,9 +240,7 @@ def _halve_initialisers(model: ModelProto) -> None:
         name = constant.name
         constant.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
         casts.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    _put_first(model, casts)
 
 
 def _as_half(constant: TensorProto) -> np.ndarray[Any, np.dtype[np.float16]] | None:
