@@ -256,7 +256,7 @@ def test_an_altered_part_is_not_believed(tmp_path: Path, told: bytes, expected: 
     rebuilt = RecordBuilder()
     records[0].write(rebuilt)
     replace(chunk, data=zstandard.compress(altered)).write(rebuilt)
-    path.write_bytes(MCAP0_MAGIC + rebuilt.end())
+    path.write_bytes(MCAP0_MAGIC + rebuilt.end())  # type: ignore[no-untyped-call]
     assert len(list(read_frames(path))) == expected
 
 
