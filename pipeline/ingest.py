@@ -210,6 +210,8 @@ class Intake:
         facts.gauge("frames_open", len(open_now), camera=self._camera.name)
 
     def _lose(self, error: StreamLost) -> None:
+        if self._failures and time.monotonic() < self._retry_at:
+            return  # it was not even tried
         if not self._failures:
             facts.count("stream_lost_total", role=ROLE)
             facts.event("stream_lost", level="error", sentence=str(error))

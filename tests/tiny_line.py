@@ -72,6 +72,14 @@ def write_tiny_bundle(folder: Path) -> Bundle:
     return bundle
 
 
+def shared_bundle(base: Path) -> Path:
+    """Folder of a tiny bundle below ``base``, written once."""
+    folder = base / "grey"
+    if not folder.exists():
+        write_tiny_bundle(folder)
+    return folder
+
+
 def good_part(seed: int, size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
     """A mid-grey part [h, w, 3] with a little noise, more on some parts than on others."""
     spread = 6 + seed % 13

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,10 @@ from pipeline.pulse import Pulse
 from pipeline.server import embedded_server
 from pipeline.stream import Ledger, Stream, open_stream
 from pipeline.supervisor import run_line
-from tests.tiny_line import write_tiny_bundle
+from tests.tiny_line import shared_bundle
 
 PATIENCE_S = 60.0
+Runner = Callable[[Path], AbstractContextManager["Running"]]
 
 
 @dataclass
@@ -66,14 +67,14 @@ class Running:
             assert (ledger.residual, ledger.open, self.stream.backlog(name)) == (0, 0, 0)
 
 
-@pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def grey_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle that measures grey."""
-    return write_tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle").folder
+    return shared_bundle(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Callable[[Path], object]:
+def running(tmp_path: Path) -> Runner:
     """Run the line of a YAML file in its own processes, on a server of its own."""
 
     @contextmanager

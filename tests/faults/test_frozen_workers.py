@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 from engines.contracts import Reason
+from tests.faults.conftest import Runner
 from tests.tiny_line import write_line, write_parts
 
 FRAMES = 60
@@ -16,14 +17,14 @@ MARGIN_MS = 150  # a machine that runs a whole test suite wakes late
 
 def test_every_part_is_answered_before_its_gate_though_all_workers_are_frozen(
     tmp_path: Path,
-    tiny_bundle: Path,
-    running,  # noqa: ANN001 - a factory of conftest
+    grey_bundle: Path,
+    running: Runner,
 ) -> None:
     """What no worker decides is UNDECIDED(deadline) ahead of the gate; the line ends in order."""
     write_parts(tmp_path / "parts", FRAMES)
     line = write_line(
         tmp_path,
-        tiny_bundle,
+        grey_bundle,
         camera={
             "source": {"kind": "folder", "path": "parts", "rate_hz": 20},
             "gate_ms": GATE_MS,

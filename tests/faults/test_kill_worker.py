@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 from engines.contracts import Decision
+from tests.faults.conftest import Runner
 from tests.tiny_line import write_line, write_parts
 
 FRAMES = 90
@@ -14,14 +15,14 @@ FRAMES = 90
 
 def test_every_frame_has_one_verdict_though_the_worker_is_killed_twice(
     tmp_path: Path,
-    tiny_bundle: Path,
-    running,  # noqa: ANN001 - a factory of conftest
+    grey_bundle: Path,
+    running: Runner,
 ) -> None:
     """Residual 0, one verdict per frame, none of them a silent PASS, nothing left behind."""
     write_parts(tmp_path / "parts", FRAMES)
     line = write_line(
         tmp_path,
-        tiny_bundle,
+        grey_bundle,
         camera={
             "source": {"kind": "folder", "path": "parts", "rate_hz": 30},
             "overrun": "wait",

@@ -1,0 +1,250 @@
+"""Every exposure is admitted or answered, whatever happens to source and server."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engines.contracts import Decision, Frame, Reason, StreamLost, Verdict
+from pipeline.config import LineSettings
+from pipeline.ingest import Intake, run_ingest
+from pipeline.journal import COMPACT_LINES, Journal
+from pipeline.server import embedded_server
+from pipeline.sources import BadExposure
+from pipeline.stream import Stream, open_stream
+from pipeline.wire import FrameHead, entry_from
+from tests.tiny_line import SIZE, good_part, shared_bundle, write_parts
+
+
+@pytest.fixture
+def grey_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle that measures grey."""
+    return shared_bundle(tmp_path_factory.getbasetemp())
+
+
+def line_of(
+    folder: Path,
+    bundle: Path,
+    url: str,
+    namespace: str,
+    **camera: Any,  # noqa: ANN401 - settings
+) -> LineSettings:
+    """A line with one camera over ``folder/parts``."""
+    source = {"kind": "folder", "path": folder / "parts"}
+    return LineSettings.model_validate(
+        {
+            "line": "tiny",
+            "bundle": bundle,
+            "run_dir": folder / "run",
+            "redis": {"url": url, "namespace": namespace},
+            "cameras": [{"name": "left", "source": source, **camera}],
+        }
+    )
+
+
+@contextmanager
+def answering(stream: Stream) -> Iterator[None]:
+    """An inspector that passes every part."""
+    stop = threading.Event()
+
+    def answer() -> None:
+        while not stop.is_set():
+            for delivery in stream.read(["left"], "test", 8, 20):
+                entry = entry_from(delivery.fields)
+                verdict = Verdict(
+                    frame_id=entry.frame_id,
+                    camera="left",
+                    decision=Decision.PASS,
+                    captured_ns=entry.captured_ns,
+                    decided_ns=stream.now_ns(),
+                )
+                stream.answer(delivery, "test", verdict)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def intake_on(url: str, folder: Path, **camera: Any) -> tuple[Stream, Journal, Intake]:  # noqa: ANN401
+    """An intake by itself, whose exposures the test makes."""
+    line = line_of(folder, folder, url, "test", **camera)
+    stream = Stream(url, "test")
+    journal = Journal(folder / "left.journal")
+    return stream, journal, Intake(stream, journal, line.cameras[0], SIZE)
+
+
+def frame(number: int = 0) -> Frame:
+    """An exposure of a good part, now."""
+    return Frame("", "left", time.time_ns(), good_part(number, (32, 48)), part_id=str(number))
+
+
+def test_a_finite_source_ends_when_every_part_is_answered(
+    tmp_path: Path, grey_bundle: Path, redis_url: str, namespace: str
+) -> None:
+    """More parts than credits wait their turn, a damaged file is UNDECIDED(bad_frame)."""
+    write_parts(tmp_path / "parts", 12)
+    (tmp_path / "parts" / "0005.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    line = line_of(tmp_path, grey_bundle, redis_url, namespace, credits=3)
+    with open_stream(redis_url, namespace) as stream, answering(stream):
+        run_ingest(line, "left", threading.Event())
+        ledger = stream.ledger("left")
+    assert (ledger.captured, ledger.passed, ledger.open) == (12, 11, 0)
+    assert ledger.undecided == {Reason.BAD_FRAME: 1}
+
+
+def test_a_belt_does_not_wait_for_credits(
+    tmp_path: Path, grey_bundle: Path, redis_url: str, namespace: str
+) -> None:
+    """Beyond the credits parts are UNDECIDED(overrun); the last ones are answered at the end."""
+    write_parts(tmp_path / "parts", 5)
+    line = line_of(
+        tmp_path, grey_bundle, redis_url, namespace, credits=2, overrun="reject", gate_ms=50
+    )
+    with open_stream(redis_url, namespace) as stream:
+        run_ingest(line, "left", threading.Event())
+        ledger = stream.ledger("left")
+    assert ledger.undecided == {Reason.OVERRUN: 3, Reason.DEADLINE: 2}
+    assert (ledger.residual, ledger.open) == (0, 0)
+
+
+def test_a_stopped_ingest_answers_for_what_it_leaves(
+    tmp_path: Path, grey_bundle: Path, redis_url: str, namespace: str
+) -> None:
+    """With nobody left to decide, open parts are UNDECIDED(shutdown)."""
+    write_parts(tmp_path / "parts", 4)
+    line = line_of(tmp_path, grey_bundle, redis_url, namespace, credits=2, gate_ms=50)
+    stop = threading.Event()
+    timer = threading.Timer(0.5, stop.set)
+    timer.start()
+    with open_stream(redis_url, namespace) as stream:
+        run_ingest(line, "left", stop)
+        ledger = stream.ledger("left")
+    assert ledger.undecided == {Reason.SHUTDOWN: 2}
+    timer.join()
+
+
+def test_what_is_admitted_says_where_it_came_from(tmp_path: Path, redis_url: str) -> None:
+    """Crop, frame size, deadline, and the camera's category and lot travel with the model input."""
+    stream, journal, intake = intake_on(
+        redis_url, tmp_path, crop=(4, 2, 40, 30), gate_ms=250, category="plate", lot="L1"
+    )
+    with journal:
+        intake.take(frame(7))
+        [delivery] = stream.read(["left"], "test", 1, 100)
+    entry = entry_from(delivery.fields)
+    stream.close()
+    assert (entry.crop, entry.frame_size, entry.image.shape[:2]) == ((4, 2, 40, 30), (32, 48), SIZE)
+    assert (entry.category, entry.lot, entry.part_id) == ("plate", "L1", "7")
+    assert entry.deadline_ns - entry.captured_ns == pytest.approx(250e6, abs=60e6)
+
+
+@pytest.mark.parametrize("kind", ["outside", "exposure"])
+def test_an_exposure_without_a_usable_image_is_a_bad_frame(tmp_path: Path, kind: str) -> None:
+    """A crop beyond the frame and a damaged exposure are answered at once."""
+    with embedded_server(tmp_path / "server") as url:
+        stream, journal, intake = intake_on(url, tmp_path, crop=(0, 0, 400, 400))
+        with journal:
+            bad = BadExposure("left", time.time_ns(), "the packet was lost", part_id="3")
+            intake.take(frame() if kind == "outside" else bad)
+            assert stream.ledger("left").undecided == {Reason.BAD_FRAME: 1}
+            assert not journal.owed
+        stream.close()
+
+
+def test_a_lost_server_costs_no_part_its_verdict(tmp_path: Path) -> None:
+    """Parts open at the loss, and parts exposed during it, are UNDECIDED(transport_restart)."""
+    with embedded_server(tmp_path / "server") as url:
+        stream, journal, intake = intake_on(url, tmp_path)
+        for number in range(3):
+            intake.take(frame(number))
+    intake.take(frame(3))
+    intake.take(frame(4))
+    with embedded_server(tmp_path / "server"), journal:
+        intake.wait_for_room(threading.Event())
+        intake.take(frame(5))
+        ledger = stream.ledger("left")
+        verdicts = [seen.verdict for seen in stream.tail_verdicts("left", 10)]
+        assert ledger.undecided == {Reason.TRANSPORT_RESTART: 5}
+        assert (ledger.captured, ledger.open, ledger.residual) == (6, 1, 1)
+        assert sorted(verdict.part_id for verdict in verdicts) == list("01234")
+        assert len({v.frame_id.split("/")[1].split("-")[0] for v in verdicts}) == 1
+        [still_open] = stream.open_ids("left")
+        assert still_open > max(verdict.frame_id for verdict in verdicts)
+    stream.close()
+
+
+def test_a_killed_ingest_leaves_its_debts_to_the_next(tmp_path: Path) -> None:
+    """A part journalled and never admitted is answered by the next start; the open ones go on."""
+    with embedded_server(tmp_path / "server") as url:
+        stream, journal, intake = intake_on(url, tmp_path)
+        intake.take(frame(0))
+        [open_id] = stream.open_ids("left")
+        epoch = open_id.split("/")[1].split("-")[0]
+        lost = FrameHead(
+            frame_id=f"left/{epoch}-2", camera="left", captured_ns=1, deadline_ns=2, part_id="1"
+        )
+        journal.add(lost)  # and then the process dies
+        journal.close()
+        again, journal, _ = intake_on(url, tmp_path)
+        assert stream.open_ids("left") == [open_id]
+        assert stream.ledger("left").undecided == {Reason.TRANSPORT_RESTART: 1}
+        assert list(journal.owed) == [open_id]
+        journal.close()
+        stream.close()
+        again.close()
+
+
+def test_ingest_says_that_there_is_no_server(tmp_path: Path, grey_bundle: Path) -> None:
+    """A server that was never there is one sentence, at once."""
+    line = line_of(tmp_path, grey_bundle, f"unix://{tmp_path}/none.sock", "test")
+    with pytest.raises(StreamLost, match="cannot be reached"):
+        run_ingest(line, "left", threading.Event())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=60), st.binary(max_size=40))
+def test_a_journal_read_again_owes_the_same(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[bool, int]], torn: bytes
+) -> None:
+    """Any adding and settling survives a reopening, even behind a line torn by a crash."""
+    path = tmp_path_factory.mktemp("journal") / "left.journal"
+    with Journal(path) as journal:
+        journal.belong_to("server-1")
+        for adds, number in changes:
+            head = FrameHead(
+                frame_id=f"left/1-{number}", camera="left", captured_ns=number, deadline_ns=number
+            )
+            if adds:
+                journal.add(head)
+            else:
+                journal.settle([head.frame_id])
+        expected = dict(journal.owed)
+    with path.open("ab") as file:
+        file.write(torn.replace(b"\n", b"").replace(b"{", b""))
+    with Journal(path) as journal:
+        assert (journal.owed, journal.incarnation) == (expected, "server-1")
+
+
+def test_a_journal_stays_small(tmp_path: Path) -> None:
+    """Settled frames leave the file."""
+    path = tmp_path / "left.journal"
+    with Journal(path) as journal:
+        for number in range(3 * COMPACT_LINES):
+            head = FrameHead(
+                frame_id=f"left/1-{number}", camera="left", captured_ns=0, deadline_ns=0
+            )
+            journal.add(head)
+            journal.settle([head.frame_id])
+    assert len(path.read_bytes().splitlines()) <= COMPACT_LINES + 2
