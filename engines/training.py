@@ -63,8 +63,8 @@ def fit_codec(
 
     The projection of a feature codec comes first, since its picture decoder learns from it; the
     standardisation of a VAE comes last, since it is of the trained latent. A VAE learns on random
-    crops of ``crop_px`` (a multiple of 32): it is convolutional, so what it learns there holds
-    for whole images, at a quarter of the cost per step.
+    crops of ``crop_px`` (a multiple of 32): it is convolutional (only "kl" has attention), so what
+    it learns there holds for whole images, at a quarter of the cost per step.
     """
     has_learned_latent = codec.kind == "vae"
 

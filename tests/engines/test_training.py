@@ -213,7 +213,7 @@ def test_a_codec_learns_to_draw(kind: str, tmp_path: Path) -> None:
     images = shade.view(1, 1, 32, 1).expand(8, 32, 32, 3).clone()
     images[::2] = images[::2].flip(2)
     reports: list[Training] = []
-    schedule = Schedule(steps=24, batch=4, learning_rate=3e-3, log_every=6)
+    schedule = Schedule(steps=40, batch=4, learning_rate=3e-3, log_every=8)
     fit_codec(codec, images, schedule, tmp_path, progress=reports.append)
     assert reports[-1].loss < 0.8 * reports[0].loss
     with torch.no_grad():
