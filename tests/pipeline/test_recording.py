@@ -64,11 +64,9 @@ def frame(number: int, camera: str = "top") -> Frame:
 
 def verdict(number: int, decision: Decision = Decision.PASS) -> Verdict:
     """A verdict on frame ``number``."""
-    stamps = {"captured_ns": START_NS, "decided_ns": START_NS + 1}
-    times = {"total": 4.5}
-    return Verdict(
-        frame_id=f"top/3-{number}", camera="top", decision=decision, latency_ms=times, **stamps
-    )
+    name, now_ns = f"top/3-{number}", START_NS
+    one = Verdict(frame_id=name, camera="top", decision=decision, captured_ns=0, decided_ns=now_ns)
+    return one.model_copy(update={"latency_ms": {"total": 4.5}})
 
 
 def is_same(one: Exposure, other: Exposure) -> bool:
