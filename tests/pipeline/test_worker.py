@@ -1,0 +1,288 @@
+"""Frames become verdicts: real server, real OpenVINO, a bundle whose findings are known."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from redis import Redis
+
+from engines.bundle import open_bundle
+from engines.contracts import BadBundle, Decision, Reason, UInt8, Verdict
+from engines.images import decode_image, to_model_input
+from pipeline.config import LineSettings
+from pipeline.pulse import Pulse
+from pipeline.reading import FrameReader
+from pipeline.stream import Stream, VerdictDelivery, open_stream
+from pipeline.wire import FrameEntry
+from pipeline.worker import run_worker
+from tests.tiny_line import CATEGORY, SIZE, bad_part, good_part, shared_bundle, write_tiny_bundle
+
+GATE_NS = 60_000_000_000
+
+
+@pytest.fixture
+def grey_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle that measures grey."""
+    return shared_bundle(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def stream(redis_url: str, namespace: str) -> Iterator[Stream]:
+    """The stream of this test."""
+    with open_stream(redis_url, namespace) as opened:
+        yield opened
+
+
+@pytest.fixture
+def line(tmp_path: Path, grey_bundle: Path, redis_url: str, namespace: str) -> LineSettings:
+    """A line of two cameras on the tiny bundle."""
+    source = {"kind": "folder", "path": tmp_path}
+    return LineSettings.model_validate(
+        {
+            "line": "tiny",
+            "bundle": grey_bundle,
+            "run_dir": tmp_path / "run",
+            "redis": {"url": redis_url, "namespace": namespace},
+            "cameras": [{"name": name, "source": source} for name in ("left", "right")],
+            "worker": {"precision": "f32", "slots": 4, "batch_max": 4, "threads": 1},
+            "log_level": "error",
+        }
+    )
+
+
+@contextmanager
+def working(line: LineSettings, count: int = 1) -> Iterator[None]:
+    """Workers in threads; what one raises is raised here."""
+    stop, errors = threading.Event(), []
+
+    def run() -> None:
+        try:
+            run_worker(line, stop)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]
+
+
+def entry(stream: Stream, number: int, image: UInt8, camera: str = "left") -> FrameEntry:
+    """A frame as ingest admits it."""
+    now = stream.now_ns()
+    return FrameEntry(
+        frame_id=f"{camera}/1-{number}",
+        camera=camera,
+        captured_ns=now,
+        deadline_ns=now + GATE_NS,
+        image=to_model_input(image, SIZE),
+        category=CATEGORY,
+        part_id=str(number),
+        lot="L1",
+        recipe="thin",
+        frame_size=(image.shape[0], image.shape[1]),
+        crop=(0, 0, image.shape[1], image.shape[0]),
+    )
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    """Return once it is true."""
+    until = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < until, "it never happened"
+        time.sleep(0.01)
+
+
+def answered(stream: Stream, count: int, camera: str = "left") -> dict[str, VerdictDelivery]:
+    """The verdicts of a camera by part, once there are so many."""
+    wait_for(lambda: len(stream.tail_verdicts(camera, 100)) >= count)
+    return {seen.verdict.part_id: seen for seen in stream.tail_verdicts(camera, 100)}
+
+
+def test_parts_are_judged_and_described(line: LineSettings, stream: Stream) -> None:
+    """A complete record; mask in frame geometry exactly when failed; picture when not passed."""
+    bad = bad_part(3, (64, 96))
+    framed = replace(entry(stream, 2, bad), frame_size=(100, 200), crop=(50, 20, 96, 64))
+    with working(line):
+        stream.admit(entry(stream, 1, good_part(1, (64, 96))))
+        stream.admit(framed)
+        seen = answered(stream, 2)
+    good, failed = seen["1"], seen["2"]
+    assert (good.verdict.decision, good.mask_png, good.picture_png) == (Decision.PASS, b"", b"")
+    verdict = failed.verdict
+    assert (verdict.decision, verdict.reason) == (Decision.FAIL, None)
+    assert (verdict.category, verdict.lot, verdict.recipe) == (CATEGORY, "L1", "thin")
+    assert (verdict.plan, verdict.steps, verdict.steps_planned) == (0, 2, 2)
+    assert verdict.surprise is not None
+    assert verdict.threshold is not None
+    assert verdict.surprise > verdict.threshold
+    assert verdict.backend == "openvino:f32"
+    assert len(verdict.bundle_id) == len(verdict.calibration_id) == 12
+    assert verdict.latency_ms.keys() == {"queue", "inspect", "total"}
+    assert np.array_equal(decode_image(failed.picture_png), framed.image)
+    mask = decode_image(failed.mask_png)[:, :, 0] > 0
+    rows, columns = np.nonzero(mask)
+    assert mask.shape == (100, 200)
+    [region] = verdict.regions
+    assert (region.x, region.y) == (columns.min(), rows.min())
+    assert region.x >= 50
+    assert region.y >= 20
+    assert region.area_px == mask.sum()
+
+
+def test_every_camera_is_served_and_nothing_stays(line: LineSettings, stream: Stream) -> None:
+    """More parts than slots from two cameras: one verdict each, streams empty, ledgers closed."""
+    for number in range(1, 21):
+        for camera in ("left", "right"):
+            stream.admit(entry(stream, number, good_part(number), camera))
+    with working(line, count=2):
+        wait_for(lambda: not any(stream.ledger(c).open for c in ("left", "right")))
+    for camera in ("left", "right"):
+        ledger = stream.ledger(camera)
+        assert (ledger.captured, ledger.residual, stream.backlog(camera)) == (20, 0, 0)
+        assert ledger.passed + ledger.failed == 20
+
+
+def test_a_forced_plan_is_honoured(line: LineSettings, stream: Stream) -> None:
+    """A replay asks for the depth that was recorded and gets it."""
+    stream.admit(replace(entry(stream, 1, good_part(1)), plan=1))
+    with working(line):
+        verdict = answered(stream, 1)["1"].verdict
+    assert (verdict.plan, verdict.steps) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"image": good_part(1, (8, 8))},
+        {"frame_size": (60_000, 60_000)},
+        {"crop": (10, 10, 64, 64)},
+        {"crop": (0, 0, 0, 16)},
+        {"plan": 9},
+    ],
+)
+def test_what_cannot_be_inspected_is_set_aside(
+    line: LineSettings, stream: Stream, damage: dict[str, object]
+) -> None:
+    """Wrong size, impossible geometry, unknown plan: UNDECIDED(bad_frame); the next part passes."""
+    stream.admit(replace(entry(stream, 1, good_part(1)), **damage))  # type: ignore[arg-type]
+    stream.admit(entry(stream, 2, good_part(2)))
+    with working(line):
+        seen = answered(stream, 2)
+    assert seen["1"].verdict.reason is Reason.BAD_FRAME
+    assert seen["2"].verdict.decision is Decision.PASS
+
+
+def test_foreign_bytes_are_set_aside_with_what_admission_knew(
+    line: LineSettings, stream: Stream, redis_url: str, namespace: str
+) -> None:
+    """An entry overwritten with noise keeps its part's id in the verdict."""
+    stream.admit(entry(stream, 1, good_part(1)))
+    key = f"{namespace}:{{left}}:frames"
+    with Redis.from_url(redis_url) as redis:
+        redis.delete(key)
+        redis.xadd(key, {"head": b"\xff\x00", "image": b"x"}, id="1-1")
+        with working(line):
+            seen = answered(stream, 1)
+        kept = redis.xlen(f"{namespace}:{{left}}:quarantine")
+    assert seen["1"].verdict.reason is Reason.BAD_FRAME
+    assert kept == 1
+
+
+def test_a_late_part_is_not_inspected(line: LineSettings, stream: Stream) -> None:
+    """Past its gate a part is answered, not computed."""
+    stream.admit(replace(entry(stream, 1, good_part(1)), deadline_ns=stream.now_ns() - 1))
+    with working(line):
+        verdict = answered(stream, 1)["1"].verdict
+    assert (verdict.reason, verdict.steps) == (Reason.DEADLINE, 0)
+
+
+def test_parts_of_a_silent_worker_are_taken_over(line: LineSettings, stream: Stream) -> None:
+    """What another consumer has read and let go cold is inspected here, and its answer refused."""
+    stream.admit(entry(stream, 1, good_part(1)))
+    [stolen] = stream.read(["left"], "silent", 1, 100)
+    hasty = line.model_copy(
+        update={"worker": line.worker.model_copy(update={"reclaim_idle_ms": 100})}
+    )
+    with working(hasty):
+        verdict = answered(stream, 1)["1"].verdict
+    assert verdict.decision is Decision.PASS
+    late = Verdict(
+        frame_id="left/1-1", camera="left", decision=Decision.FAIL, captured_ns=1, decided_ns=2
+    )
+    assert not stream.answer(stolen, "silent", late)
+    assert stream.ledger("left").failed == 0
+
+
+def test_a_part_that_kills_its_workers_is_quarantined(line: LineSettings, stream: Stream) -> None:
+    """After three deliveries nobody tries it again: UNDECIDED(bad_frame)."""
+    stream.admit(entry(stream, 1, good_part(1)))
+    assert stream.read(["left"], "first", 1, 100)
+    for name in ("second", "third"):
+        assert stream.reclaim(["left"], name, 0, 1)
+    hasty = line.model_copy(
+        update={"worker": line.worker.model_copy(update={"reclaim_idle_ms": 50})}
+    )
+    with working(hasty):
+        verdict = answered(stream, 1)["1"].verdict
+    assert verdict.reason is Reason.BAD_FRAME
+
+
+def test_frames_stay_ours_only_while_the_loop_beats(
+    line: LineSettings, stream: Stream, grey_bundle: Path, redis_url: str, namespace: str
+) -> None:
+    """A loop that turns keeps its frames from being reclaimed; one that hangs loses them."""
+    chosen = line.worker.model_copy(update={"renew_ms": 20, "reclaim_idle_ms": 60_000})
+    stop, pulse = threading.Event(), Pulse(redis_url, namespace)
+    stream.admit(entry(stream, 1, good_part(1)))
+    with FrameReader(
+        stream,
+        ["left"],
+        "beating",
+        pulse=pulse,
+        bundle=open_bundle(grey_bundle),
+        settings=chosen,
+        stop=stop,
+    ) as frames:
+        wait_for(lambda: frames.take(4, idle=True))
+        for _ in range(30):
+            frames.beat()
+            time.sleep(0.02)
+            assert not stream.reclaim(["left"], "other", 1000, 1)
+        assert pulse.living("inspect") == ["beating"]
+        wait_for(lambda: stream.reclaim(["left"], "other", 1000, 1))
+        stop.set()
+    assert pulse.living("inspect") == []
+    pulse.close()
+
+
+def test_a_stopped_worker_finishes_what_it_holds(line: LineSettings, stream: Stream) -> None:
+    """Stopping drains: nothing that was read stays unanswered."""
+    for number in range(1, 9):
+        stream.admit(entry(stream, number, good_part(number)))
+    with working(line):
+        wait_for(lambda: stream.ledger("left").open < 8)
+    unread = stream.read(["left"], "after", 8, 50)
+    assert len(unread) == stream.ledger("left").open
+
+
+def test_an_uncalibrated_bundle_is_refused(line: LineSettings, tmp_path: Path) -> None:
+    """Before any frame is read, with the mend."""
+    bundle = write_tiny_bundle(tmp_path / "raw")
+    (bundle.folder / "calibration.json").unlink()
+    with pytest.raises(BadBundle, match="assayline calibrate"):
+        run_worker(line.model_copy(update={"bundle": bundle.folder}), threading.Event())
