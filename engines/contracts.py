@@ -133,7 +133,7 @@ class Rows:
 
     image: UInt8  # [B, H, W, 3] RGB, the model input
     category: Int64  # [B]
-    seed: Int64  # [B] row of the constant noise table
+    seed: Int64  # [B] picks the row of the constant noise table
     plan: Int32  # [B] ADAPTIVE or a row of the plan table
 
     def __len__(self) -> int:
@@ -146,7 +146,7 @@ class Progress:
 
     steps_left: Int32  # [B] denoiser calls still to make
     plan: Int32  # [B] the plan taken
-    level: Int32  # [B] the chosen start level of the noise schedule
+    level: Int32  # [B] the noise level chosen so far; final once steps_left is 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

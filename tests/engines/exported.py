@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engines.backend_openvino import OpenVinoBackend
-from engines.bundle import GraphsSpec
+from engines.bundle import GRAPHS, Bundle, GraphsSpec, seal
 from engines.contracts import Rows, UInt8
 from engines.graphs import export_graphs
 from engines.images import image_seed
@@ -97,3 +97,22 @@ def rows_of(parts: list[Part]) -> Rows:
         np.array([image_seed(part.image) for part in parts], np.int64),
         np.array([part.plan for part in parts], np.int32),
     )
+
+
+def sealed(sketch: Exported, folder: Path) -> Bundle:
+    """A sketch's graphs as a bundle; it has no configuration to rebuild the method from."""
+    folder.mkdir(parents=True)
+    for graph in GRAPHS:
+        (folder / f"{graph}.onnx").write_bytes((sketch.folder / f"{graph}.onnx").read_bytes())
+    method = sketch.method
+    fields = {
+        "method": method.name,
+        "categories": [f"part-{i}" for i in range(CATEGORIES - 1)],
+        "image_size": method.image_size,
+        "plans": [{"start_level": p.start_level, "levels": p.levels} for p in method.plans],
+        "steps_min": method.steps_min,
+        "steps_unit": method.steps_unit,
+        "spec": sketch.spec,
+        "configuration": {},
+    }
+    return seal(folder, fields)

@@ -15,7 +15,7 @@ from engines.contracts import Finding
 from engines.inspector import Inspector, Part, inspect_all
 from tests.engines.exported import Exported, draw_parts, exported, rows_of
 from tests.engines.rtx_build import build
-from tests.engines.sketches import SKETCHES, GladSketch
+from tests.engines.sketches import SKETCHES, DrdcSketch, GladSketch
 
 START_DTYPES = {"image": "uint8", "category": "int64", "seed": "int64", "plan": "int32"}
 
@@ -91,6 +91,21 @@ def test_a_row_cut_at_a_cut_point_agrees_with_torch(sketch: Exported) -> None:
         scores.append(float(backend.finish([0]).anomaly_score[0]))
     assert math.isfinite(scores[1])
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+
+
+def test_drdc_counts_complete_covers_only(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A row cut in the middle of a cover has the evidence of the covers before it."""
+    sketch = exported(DrdcSketch.name, tmp_path_factory)
+    image = draw_parts(sketch.method, 1, seed=6)[0].image
+    parts, scores = [Part("0", 0, "a", image, len(sketch.method.plans) - 1)], []
+    backend = sketch.openvino()
+    backend.start(rows_of(parts), [0])
+    for _ in range(4):
+        scores.append(float(backend.finish([0]).anomaly_score[0]))
+        backend.step([0])
+    assert scores[0] == scores[1]
+    assert scores[1] != scores[2]
+    assert scores[2] == scores[3]
 
 
 def test_unused_inputs_are_absent(sketch: Exported) -> None:
