@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.cli import app
+from pipeline.cli import main
 
-app()
+main()

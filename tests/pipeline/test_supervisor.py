@@ -1,0 +1,144 @@
+"""A whole line in its own processes: it starts, ends, stops, and says why it cannot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engines.contracts import ExitCode
+from pipeline import crew
+from pipeline.config import load_line
+from pipeline.supervisor import run_line
+from tests.tiny_line import shared_bundle, write_line, write_parts
+
+RUN = """
+import sys, threading
+from pathlib import Path
+from pipeline.cli.terminal import stop_on_signals
+from pipeline import crew
+from pipeline.config import load_line
+from pipeline.supervisor import run_line
+line = Path(sys.argv[1])
+with stop_on_signals() as stop:
+    ledgers = run_line(load_line(line), stop, line, on_ready=lambda: print("ready", flush=True))
+print(ledgers["left"].captured, ledgers["left"].residual, ledgers["left"].open, flush=True)
+"""
+
+
+@pytest.fixture
+def grey_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle that measures grey."""
+    return shared_bundle(tmp_path_factory.getbasetemp())
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    """Return once it is true."""
+    until = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < until, "it never happened"
+        time.sleep(0.02)
+
+
+def test_a_finite_line_ends_by_itself_with_its_ledger(tmp_path: Path, grey_bundle: Path) -> None:
+    """Every part of the folder is judged and recorded; defects fail, good parts mostly pass."""
+    write_parts(tmp_path / "parts", 30)
+    path = write_line(tmp_path, grey_bundle, sinks={"jsonl": {}})
+    ledger = run_line(load_line(path), threading.Event(), path)["left"]
+    assert (ledger.captured, ledger.open, ledger.residual) == (30, 0, 0)
+    assert not ledger.undecided
+    assert ledger.failed >= 6
+    assert len((tmp_path / "run" / "verdicts.jsonl").read_text().splitlines()) == 30
+
+
+def supervised(path: Path) -> subprocess.Popen[str]:
+    """A supervisor of its own, ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_the_first_signal_drains(tmp_path: Path, grey_bundle: Path) -> None:
+    """An endless line stops in order: nothing open, residual 0, no process left."""
+    write_parts(tmp_path / "parts", 10)
+    source = {"kind": "folder", "path": "parts", "rate_hz": 20, "loop": True}
+    path = write_line(tmp_path, grey_bundle, camera={"source": source}, sinks={"jsonl": {}})
+    process = supervised(path)
+    children = psutil.Process(process.pid).children(recursive=True)
+    wait_for(lambda: _recorded(tmp_path) >= 10)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    captured, residual, still_open = (int(number) for number in said.split())
+    assert process.returncode == 0
+    assert (residual, still_open) == (0, 0)
+    assert _recorded(tmp_path) == captured
+    assert not [child for child in children if child.is_running()]
+
+
+def test_a_killed_supervisor_leaves_no_process(tmp_path: Path, grey_bundle: Path) -> None:
+    """SIGKILL of the parent ends server, sink, worker and camera with it."""
+    write_parts(tmp_path / "parts", 10)
+    source = {"kind": "folder", "path": "parts", "rate_hz": 20, "loop": True}
+    path = write_line(tmp_path, grey_bundle, camera={"source": source})
+    process = supervised(path)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 3
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    psutil.wait_procs(children, timeout=10)
+    assert not [child for child in children if child.is_running()]
+
+
+def _recorded(folder: Path) -> int:
+    path = folder / "run" / "verdicts.jsonl"
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
+def _spoil_bundle(folder: Path) -> None:
+    (folder / "bundle" / "step.onnx").write_bytes(b"damaged")
+
+
+def _lose_parts(folder: Path) -> None:
+    (folder / "parts").rename(folder / "moved")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "sentence"),
+    [
+        (_spoil_bundle, ExitCode.BAD_BUNDLE, "inspect 0 ended with code 4: .*step.onnx"),
+        (
+            _lose_parts,
+            ExitCode.NO_SOURCE,
+            "ingest left ended with code 7 2 times in a row: .*parts",
+        ),
+    ],
+)
+def test_what_cannot_be_kept_alive_is_given_up_with_its_sentence(  # noqa: PLR0917 - fixtures
+    tmp_path: Path,
+    grey_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Path], None],
+    code: ExitCode,
+    sentence: str,
+) -> None:
+    """What a new start cannot mend ends at once, the rest after some; its own words and code."""
+    monkeypatch.setattr(crew, "QUICK_MAX", 2)
+    shutil.copytree(grey_bundle, tmp_path / "bundle")
+    write_parts(tmp_path / "parts", 3)
+    path = write_line(tmp_path, tmp_path / "bundle")
+    spoil(tmp_path)
+    with pytest.raises(crew.GivenUp, match=sentence) as caught:
+        run_line(load_line(path), threading.Event(), path)
+    assert caught.value.exit_code == code
