@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -20,6 +20,7 @@ from engines.contracts import ExitCode, InspectionError
 from pipeline.telemetry import facts
 
 PR_SET_PDEATHSIG = 1
+SILENT_S = 10.0  # a worker that stopped beating for so long hangs
 QUICK_S = 10.0  # a process that ends sooner counts as a quick crash
 QUICK_MAX = 5  # in a row; then the line gives up
 BACK_OFF_S = (0.0, 0.2, 0.5, 1.0, 2.0)  # before the first, second, ... restart
@@ -48,13 +49,14 @@ class Member:
     process: subprocess.Popen[bytes] | None = None
     started_s: float = 0.0
     restart_s: float = 0.0  # monotonic; when it may start again
+    heard_s: float = 0.0  # monotonic; its last sign of life, 0 before the first
     quick_crashes: int = 0
     said: deque[str] = field(default_factory=lambda: deque(maxlen=20))
     ears: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the process in a session of its own, bound to the life of this thread."""
-        self.started_s = time.monotonic()
+        self.started_s, self.heard_s = time.monotonic(), 0.0
         self.process = subprocess.Popen(
             self.command,
             env={**os.environ, **self.environment},
@@ -85,6 +87,20 @@ class Member:
             self.restart_s = 0.0
             facts.count("roles_restarted_total", role=self.role)
             self.start()
+
+    def hear(self, living: Collection[int]) -> None:
+        """Note whether it is among the ``living``; one that fell silent is killed, to start again.
+
+        Loading an engine takes as long as it takes: who has not beaten yet does not hang.
+        """
+        if self.process is None or not self.is_running():
+            return
+        now = time.monotonic()
+        if self.process.pid in living:
+            self.heard_s = now
+        elif self.heard_s and now - self.heard_s > SILENT_S:
+            facts.event("hangs", level="error", process=self.label)
+            self.process.kill()
 
     def end(self, number: int, patience_s: float) -> None:
         """Send a signal and wait; what does not end in time is killed."""
@@ -160,6 +176,19 @@ class Crew:
         """Start again what crashed; raises GivenUp."""
         for member in self._members:
             member.tend()
+
+    def hear(self, role: str, living: Collection[int]) -> None:
+        """Kill what hangs in a role, given the process ids that beat; ``tend`` starts it again."""
+        for member in self._of(role):
+            member.hear(living)
+
+    def all_heard(self, role: str) -> bool:
+        """Whether every process of a role has beaten since its start."""
+        return all(member.heard_s for member in self._of(role))
+
+    def forgive(self, role: str) -> None:
+        """Nobody could beat: no silence counts from before now."""
+        self.hear(role, [m.process.pid for m in self._of(role) if m.process and m.heard_s])
 
     def all_finished(self, role: str) -> bool:
         """Whether every process of a role has ended in order."""

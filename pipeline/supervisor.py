@@ -7,6 +7,7 @@ acted on. A second signal ends this process, and the kernel ends the others with
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -21,6 +22,7 @@ from pipeline.stream import Ledger, open_stream
 from pipeline.telemetry import facts
 
 LOOK_S = 0.1
+LISTEN_LOOKS = 5
 READY_LOOKS = 1800  # three minutes for engines to load
 DRAIN_S = {"ingest": 20.0, "inspect": 20.0, "sink": 20.0, "dashboard": 5.0}  # in this order
 
@@ -62,12 +64,30 @@ def _keep_running(
     on_ready: Callable[[], None] | None,
 ) -> None:
     _start_inspection(settings, crew)
-    if _wait_until_ready(settings, crew, pulse, stop) and on_ready:
+    if _wait_until_ready(crew, pulse, stop) and on_ready:
         on_ready()
     _start_cameras(settings, crew, stop)
-    while not (stop.wait(LOOK_S) or crew.all_finished("ingest")):
+    for look in itertools.count():
+        if stop.wait(LOOK_S) or crew.all_finished("ingest"):
+            return
         crew.tend()
-        server.tend(pulse)
+        if look % LISTEN_LOOKS == 0:
+            _listen(crew, server, pulse)
+
+
+def _pids(pulse: Pulse) -> list[int]:
+    """Process ids of the workers that beat; their names are <host>-<pid>."""
+    return [int(name.rpartition("-")[2]) for name in pulse.living("inspect")]
+
+
+def _listen(crew: Crew, server: Server, pulse: Pulse) -> None:
+    """Kill workers that hang; start a server of our own again when it is gone."""
+    try:
+        crew.hear("inspect", _pids(pulse))
+    except StreamLost as error:
+        facts.event("server_lost", level="error", sentence=str(error))
+        crew.forgive("inspect")
+        server.restart()
 
 
 class Server:
@@ -75,7 +95,6 @@ class Server:
 
     def __init__(self, url: str, folder: Path | None = None) -> None:
         self.url = url
-        self.is_ours = folder is not None
         self._folder = folder
         self._running = ExitStack()
 
@@ -87,15 +106,11 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._running.close()
 
-    def tend(self, pulse: Pulse) -> None:
-        """Start an embedded server again where it no longer answers."""
-        try:
-            pulse.living("sink")
-        except StreamLost as error:
-            facts.event("server_lost", level="error", sentence=str(error))
-            if self._folder is not None:
-                self._running.close()
-                self._running.enter_context(embedded_server(self._folder))
+    def restart(self) -> None:
+        """Start a server of our own again; somebody else's is waited for."""
+        if self._folder is not None:
+            self._running.close()
+            self._running.enter_context(embedded_server(self._folder))
 
 
 @contextmanager
@@ -110,6 +125,8 @@ def _server(settings: LineSettings, redis_url: str | None) -> Iterator[Server]:
 def _environment(settings: LineSettings, server: Server) -> dict[str, str]:
     """What the processes are told beside the YAML; never a password."""
     told = {"ASSAYLINE_RUN_DIR": str(settings.run_dir)}
+    if settings.recording is not None:
+        told["ASSAYLINE_RECORDING"] = str(settings.recording.absolute())
     if settings.redis.embedded:
         told["ASSAYLINE_REDIS__URL"] = server.url
     return told
@@ -123,13 +140,11 @@ def _start_inspection(settings: LineSettings, crew: Crew) -> None:
         crew.start("dashboard", "dashboard")
 
 
-def _wait_until_ready(
-    settings: LineSettings, crew: Crew, pulse: Pulse, stop: threading.Event
-) -> bool:
+def _wait_until_ready(crew: Crew, pulse: Pulse, stop: threading.Event) -> bool:
     """Return when the sink and every worker beat; False where ``stop`` came first."""
     for _ in range(READY_LOOKS):
-        workers, sinks = pulse.living("inspect"), pulse.living("sink")
-        if len(workers) >= settings.worker.processes and sinks:
+        crew.hear("inspect", _pids(pulse))
+        if crew.all_heard("inspect") and pulse.living("sink"):
             return True
         if stop.wait(LOOK_S):
             return False

@@ -6,7 +6,10 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from engines.contracts import Reason
+from pipeline import crew
 from tests.faults.conftest import Runner
 from tests.tiny_line import write_line, write_parts
 
@@ -48,3 +51,29 @@ def test_every_part_is_answered_before_its_gate_though_all_workers_are_frozen(
     assert len(late) >= FRAMES // 3
     after_ms = [(v.decided_ns - v.captured_ns) / 1e6 for v in verdicts]
     assert max(after_ms) < GATE_MS
+
+
+def test_a_worker_that_hangs_is_started_again(
+    tmp_path: Path, grey_bundle: Path, running: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody continues it: the supervisor ends it, and a new one takes over what it held."""
+    monkeypatch.setattr(crew, "SILENT_S", 0.5)
+    write_parts(tmp_path / "parts", FRAMES)
+    line = write_line(
+        tmp_path,
+        grey_bundle,
+        camera={
+            "source": {"kind": "folder", "path": "parts", "rate_hz": 40},
+            "overrun": "wait",
+            "gate_ms": 30_000,
+        },
+        sinks={"jsonl": {}},
+        worker={"reclaim_idle_ms": 300},
+    )
+    with running(line) as here:
+        [hung] = here.worker_pids()
+        here.wait_for(lambda: here.stream.ledger("left").captured >= FRAMES // 4)
+        os.kill(hung, signal.SIGSTOP)
+        verdicts = here.finish()
+        here.assert_all_answered_once(verdicts, FRAMES)
+    assert not [verdict for verdict in verdicts if verdict.reason]
