@@ -1,0 +1,1 @@
+"""Images to findings: methods, graphs, backends, bundles, calibration. Knows no camera or Redis."""

@@ -1,7 +1,7 @@
 """Synthetic anomalies on good parts: something to calibrate and to test against without defects.
 
-One kind for now, cut-paste (Li et al. 2021): a patch of one good image, turned and re-toned, is pasted
-elsewhere on another.
+One kind for now, cut-paste (Li et al. 2021): a patch of one good image, turned and re-toned, is
+pasted elsewhere on another.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 if TYPE_CHECKING:
-    from engines.contracts import UInt8
+    from engines.contracts import Float32, UInt8
 
 
 def cut_paste(image: UInt8, donor: UInt8, rng: np.random.Generator) -> UInt8:
@@ -21,13 +21,13 @@ def cut_paste(image: UInt8, donor: UInt8, rng: np.random.Generator) -> UInt8:
     h, w = (int(rng.integers(side // 16, side // 4)) for side in (height, width))
     top, left = int(rng.integers(height - h)), int(rng.integers(width - w))
     from_top, from_left = int(rng.integers(height - h)), int(rng.integers(width - w))
-    patch = donor[from_top : from_top + h, from_left : from_left + w].astype(np.float32)
-    patch = patch[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
-    patch = patch * rng.uniform(0.5, 1.5) + rng.uniform(-40, 40, 3)
-    alpha = np.zeros((height, width, 1), np.float32)
-    cv2.ellipse(alpha, (left + w // 2, top + h // 2), (w // 2, h // 2), 0, 0, 360, 1.0, -1)
-    alpha = cv2.GaussianBlur(alpha, (0, 0), 1.0)[..., None]
-    pasted = image.astype(np.float32)
+    cut = donor[from_top : from_top + h, from_left : from_left + w].astype(np.float32)
+    turned = cut[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
+    patch = turned * rng.uniform(0.5, 1.5) + rng.uniform(-40, 40, 3)
+    spot = np.zeros((height, width), np.float32)
+    cv2.ellipse(spot, (left + w // 2, top + h // 2), (w // 2, h // 2), 0, 0, 360, 1.0, -1)
+    alpha = cv2.GaussianBlur(spot, (0, 0), 1.0)[..., None]
+    pasted: Float32 = image.astype(np.float32)
     pasted[top : top + h, left : left + w] = patch
     mixed = alpha * pasted + (1 - alpha) * image
     return np.clip(mixed, 0, 255).astype(np.uint8)

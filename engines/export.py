@@ -25,8 +25,8 @@ HALVED = 4096  # tensors of at least this many values are stored in half precisi
 def round_to_half(method: Method) -> None:
     """Round large weights to values that fp16 holds exactly, in place.
 
-    Graphs and weights are then stored in half the bytes without any loss: what is shipped is what was
-    calibrated, in every backend. Small tensors (norms, scales, thresholds) keep single precision.
+    Graphs and weights are then stored in half the bytes without any loss: what is shipped is what
+    was calibrated, in every backend. Small tensors (norms, scales) keep single precision.
     """
     with torch.no_grad():
         for tensor in method.state_dict().values():
@@ -38,6 +38,7 @@ def write_bundle(
     method: Method,
     folder: Path,
     categories: Sequence[str],
+    *,
     configuration: dict[str, Any],
     substitutions: Sequence[str],
     training: dict[str, Any],
@@ -73,10 +74,10 @@ def write_bundle(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def reseal(bundle: Bundle, **changes: Any) -> Bundle:
+def reseal(bundle: Bundle) -> Bundle:
     """Write the manifest again over files that were added to the folder; the calibration goes."""
     (bundle.folder / CALIBRATION).unlink(missing_ok=True)
-    fields = bundle.manifest.model_dump(exclude={"files", "schema_version"}) | changes
+    fields = bundle.manifest.model_dump(exclude={"files", "schema_version"})
     return seal(bundle.folder, fields)
 
 

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from engines.contracts import BadFrame, UInt8
+from engines.contracts import BadFrame, Float32, UInt8
 
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 16
+MAP_STEPS = 4096
 MAX_FILE_BYTES = 256 * 1024 * 1024  # an uncompressed image of MAX_PIXELS fits
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
@@ -104,6 +105,28 @@ def encode_png(picture: UInt8 | Mask, level: int = FAST_PNG) -> bytes:
     pixels = cv2.cvtColor(grey, cv2.COLOR_RGB2BGR) if grey.ndim == 3 else grey
     _, encoded = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, level])
     return encoded.tobytes()
+
+
+def encode_map(relative: Float32) -> bytes:
+    """16-bit PNG of an anomaly map [h, w] in units of its limit (1.0 = where a part fails).
+
+    Steps of 1/4096, clipped to [0, 16).
+    """
+    steps = np.clip(np.nan_to_num(relative) * MAP_STEPS, 0, 65_535).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(steps).save(buffer, "PNG", compress_level=FAST_PNG)
+    return buffer.getvalue()
+
+
+def decode_map(data: bytes) -> Float32:
+    """The map [h, w] in a PNG of ``encode_map``; BadFrame for anything else."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode not in {"I;16", "I"} or image.width * image.height > MAX_PIXELS:
+                raise BadFrame("these bytes are no anomaly map: it is a 16-bit grey PNG")
+            return np.asarray(image, np.float32) / np.float32(MAP_STEPS)
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise BadFrame("these bytes are no anomaly map: they are damaged") from error
 
 
 def image_seed(model_input: UInt8) -> int:

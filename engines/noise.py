@@ -20,13 +20,13 @@ def cosine_alpha_bar(levels: int = 10, beta_max: float = 0.999) -> Float64:
     edge = np.arange(levels + 1) / levels
     signal = np.cos((edge + 0.008) / 1.008 * np.pi / 2) ** 2
     beta = np.minimum(1 - signal[1:] / signal[:-1], beta_max)
-    alpha_bar: Float64 = np.cumprod(1 - beta)
-    return alpha_bar
+    return np.asarray(np.cumprod(1 - beta), np.float64)
 
 
 def linear_alpha_bar(levels: int = 1000, first: float = 0.0015, last: float = 0.0195) -> Float64:
     """Linear betas, the schedule of the latent diffusion that D3AD uses, [levels]."""
-    return np.cumprod(1 - np.linspace(first, last, levels))
+    alpha_bar: Float64 = np.cumprod(1 - np.linspace(first, last, levels))
+    return alpha_bar
 
 
 def scaled_linear_alpha_bar(

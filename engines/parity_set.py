@@ -108,7 +108,10 @@ def _blend_to_threshold(
 
 
 def _blends(pairs: Sequence[tuple[UInt8, UInt8]], share: np.ndarray) -> list[UInt8]:
-    mixed = [good + s * (odd.astype(np.float32) - good) for (good, odd), s in zip(pairs, share)]
+    mixed = [
+        good + s * (odd.astype(np.float32) - good)
+        for (good, odd), s in zip(pairs, share, strict=True)
+    ]
     return [np.clip(image, 0, 255).astype(np.uint8) for image in mixed]
 
 

@@ -112,7 +112,7 @@ def configuration_of(settings: TrainSettings, categories: int) -> dict[str, Any]
 
 
 def substitutions_of(settings: TrainSettings) -> list[str]:
-    """Where this differs from the published DeCo-Diff, in words that are shown with every result."""
+    """Where this differs from the published DeCo-Diff, in words shown with every result."""
     named = [f"denoiser size {settings.size}"] if settings.size != "full" else []
     if settings.codec == "features":
         named.append(

@@ -34,8 +34,8 @@ def calibrate_everywhere(
     try:
         bundle = _with_parity_frames(bundle, held_out, settings)
         calibration = Calibration(bundle_id=bundle.bundle_id, entries={})
-        for name, precision in ENGINES:
-            fresh = _calibrated(bundle, name, precision, held_out, settings, progress)
+        for name in ENGINES:
+            fresh = _calibrated(bundle, name, held_out, settings, progress)
             calibration = calibration.joined(fresh) if fresh else calibration
     except BadData as refusal:
         return bundle, [f"not calibrated: {refusal}"]
@@ -116,15 +116,14 @@ def _with_parity_frames(
 
 def _calibrated(
     bundle: Bundle,
-    name: str,
-    precision: str,
+    engine_name: tuple[str, str],
     held_out: Mapping[str, Sequence[UInt8]],
     settings: TrainSettings,
     progress: Progress,
 ) -> Calibration | None:
     """Thresholds for one engine, or None where this machine does not run it."""
     try:
-        engine = open_backend(bundle, name, precision)
+        engine = open_backend(bundle, *engine_name)
     except InspectionError:
         return None
     with engine:
@@ -136,7 +135,7 @@ def _calibrated(
             confidence=settings.confidence,
             date=_today(),
             progress=lambda done, total: progress(
-                "calibrate", done / total, f"{name} {precision}: {done} frames"
+                "calibrate", done / total, f"{' '.join(engine_name)}: {done} frames"
             ),
         )
 

@@ -69,7 +69,14 @@ def train_bundle(
     }
     progress("export", 0.0, "")
     substitutions = substitutions_of(settings)
-    bundle = write_bundle(method, out, names, configuration, substitutions, training)
+    bundle = write_bundle(
+        method,
+        out,
+        names,
+        configuration=configuration,
+        substitutions=substitutions,
+        training=training,
+    )
     progress("export", 1.0, bundle.bundle_id)
     bundle, sentences = calibrate_everywhere(bundle, _held_out(parts), settings, progress)
     return Trained(bundle, (f"{reached.step} steps, loss {reached.loss:.4f}", *sentences))

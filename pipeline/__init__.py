@@ -1,0 +1,1 @@
+"""The world around the engines: cameras, Redis, disk, people."""

@@ -220,6 +220,7 @@ class LineSettings(BaseSettings):
     sinks: SinkSettings = SinkSettings()
     dashboard: DashboardSettings = DashboardSettings()
     metrics: MetricsSettings = MetricsSettings()
+    recording: Path | None = None  # folder where cameras record their frames; set by `record`
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @classmethod

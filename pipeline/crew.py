@@ -24,6 +24,7 @@ SILENT_S = 10.0  # a worker that stopped beating for so long hangs
 QUICK_S = 10.0  # a process that ends sooner counts as a quick crash
 QUICK_MAX = 5  # in a row; then the line gives up
 BACK_OFF_S = (0.0, 0.2, 0.5, 1.0, 2.0)  # before the first, second, ... restart
+DISPENSABLE = {"dashboard"}  # inspection goes on without it
 LOG_BYTES = 10_000_000
 # What another start would not mend: wrong words, wrong data, a bundle or line that cannot be.
 HOPELESS = {ExitCode.USAGE, ExitCode.BAD_DATA, ExitCode.BAD_BUNDLE, ExitCode.BAD_CONFIG}
@@ -173,9 +174,15 @@ class Crew:
         member.start()
 
     def tend(self) -> None:
-        """Start again what crashed; raises GivenUp."""
-        for member in self._members:
-            member.tend()
+        """Start again what crashed; raises GivenUp, except for what no part depends on."""
+        for member in list(self._members):
+            try:
+                member.tend()
+            except GivenUp as error:
+                if member.role not in DISPENSABLE:
+                    raise
+                facts.event("given_up", level="error", process=member.label, sentence=str(error))
+                self._members.remove(member)
 
     def hear(self, role: str, living: Collection[int]) -> None:
         """Kill what hangs in a role, given the process ids that beat; ``tend`` starts it again."""

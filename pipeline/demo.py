@@ -16,13 +16,10 @@ from rich.live import Live
 from rich.table import Table
 
 from engines.contracts import BadConfig
-from pipeline.config import LineSettings, load_line
-from pipeline.report import Tally, print_report, run_report
-from pipeline.server import embedded_server
-from pipeline.stream import open_stream
-from pipeline.supervisor import run_line
-from pipeline.truth import Judged, score_against_truth, write_contact_sheet
-from pipeline.watch import watching
+from pipeline.config import load_line
+from pipeline.report import Tally, print_report
+from pipeline.takes import run_watched
+from pipeline.truth import Judged, confusion_table, score_against_truth, write_contact_sheet
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,20 +42,18 @@ def run_demo(
     """Run the demo line to its end and return its public report."""
     line = write_line(frames, seed, dashboard=dashboard, folder=folder)
     settings = load_line(line)
-    tally, judged = Tally(), Judged(settings)
+    shown, judged = Tally(), Judged(settings)
 
     def see(delivery: VerdictDelivery) -> None:
-        tally.add(delivery.verdict)
+        shown.add(delivery.verdict)
         judged.add(delivery)
 
-    with embedded_server(settings.run_dir / "redis") as url, open_stream(url) as stream:
-        cameras = settings.camera_names
-        with watching(stream, cameras, see), _live_table(tally, frames, console):
-            ledgers = run_line(settings, stop, line, redis_url=url)
-    report = run_report(ledgers, tally)
+    with _LiveTable(shown, frames, console):
+        report = run_watched(settings, line, see, stop)
     report |= score_against_truth(judged)
     sheet = write_contact_sheet(judged, folder / "rejects.png")
     print_report(report, console, "Demo: two simulated cameras, three parts")
+    console.print(confusion_table(report["confusion"]))
     console.print(f"rejected parts with their masks: {sheet}")
     return report
 
@@ -81,7 +76,7 @@ def write_line(frames: int, seed: int, *, dashboard: bool, folder: Path) -> Path
     return path
 
 
-class _live_table:  # noqa: N801 - reads as the context it is
+class _LiveTable:
     """Parts per minute, decisions, latency and depth, redrawn twice a second."""
 
     def __init__(self, tally: Tally, frames: int, console: Console) -> None:
@@ -111,8 +106,3 @@ class _live_table:  # noqa: N801 - reads as the context it is
             f"{sum(steps) / len(steps):.1f}" if steps else "-",
         )
         return table
-
-
-def demo_settings(frames: int, seed: int, folder: Path) -> LineSettings:
-    """The settings of a demo of this length, without running it."""
-    return load_line(write_line(frames, seed, dashboard=False, folder=folder))

@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 from engines.bundle import open_bundle
 from engines.contracts import BadFrame, Frame, Reason, StreamLost, UInt8
 from engines.images import to_model_input
 from pipeline.config import CameraSettings, LineSettings
 from pipeline.journal import Journal
+from pipeline.recording import Recorder
 from pipeline.sources import BadExposure, open_source
 from pipeline.sources.source import Exposure
 from pipeline.stream import Stream, open_stream
@@ -41,18 +46,37 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
     size = open_bundle(settings.bundle).manifest.image_size
     port = settings.metrics.port_of(ROLE, settings.camera_names.index(camera))
     with (
+        ExitStack() as stack,
         reporting(ROLE, settings.log_level, settings.metrics.host, port),
         open_stream(settings.redis.address(), settings.redis.namespace) as stream,
         Journal(settings.run_dir / f"{camera}.journal") as journal,
         open_source(chosen.source, camera) as source,
     ):
         intake = Intake(stream, journal, chosen, size)
+        keep = stack.enter_context(_recording(settings.recording, camera))
         try:
             for exposure in source.frames(stop):
-                intake.take(exposure)
+                head = intake.take(exposure)
+                keep(replace(exposure, frame_id=head.frame_id))
                 intake.wait_for_room(stop)
         finally:
             intake.finish(stop)
+
+
+@contextmanager
+def _recording(folder: Path | None, camera: str) -> Iterator[Callable[[Exposure], object]]:
+    """Where exposures are kept while a line is recorded; a source that is paced by nothing waits
+    for the disk, since a recording with gaps replays something else."""
+    if folder is None:
+        yield lambda _: None
+        return
+    with Recorder(folder / f"{camera}.mcap") as recorder:
+        yield lambda exposure: _kept(recorder, exposure)
+
+
+def _kept(recorder: Recorder, exposure: Exposure) -> None:
+    while not recorder.frame(exposure) and not recorder.failure:
+        time.sleep(LOOK_S)
 
 
 class Intake:
@@ -73,8 +97,8 @@ class Intake:
         self._failures = 0  # consecutive, of the server
         self._resume()
 
-    def take(self, exposure: Exposure) -> None:
-        """Admit one exposure, or answer for it."""
+    def take(self, exposure: Exposure) -> FrameHead:
+        """Admit one exposure, or answer for it; what it is known by from now on."""
         frame = self._described(exposure)
         head = head_of(frame) if isinstance(frame, FrameEntry) else frame
         self._journal.add(head)
@@ -84,6 +108,7 @@ class Intake:
             self._settle()
         except StreamLost as error:
             self._lose(error)
+        return head
 
     def wait_for_room(self, stop: threading.Event) -> None:
         """Where frames can wait at their source: return when the next one would be admitted."""

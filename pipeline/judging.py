@@ -8,7 +8,7 @@ import numpy as np
 
 from engines.calibration import Calibration, Judgement, mask_of, regions
 from engines.contracts import Decision, Finding, Region, Verdict
-from engines.images import encode_png
+from engines.images import encode_map, encode_png
 from engines.masks import Mask
 from pipeline.wire import FrameEntry
 
@@ -20,6 +20,7 @@ class Answer:
     verdict: Verdict
     mask_png: bytes = b""
     picture_png: bytes = b""
+    map_png: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Judge:
             verdict,
             mask_png=b"" if mask is None else encode_png(mask),
             picture_png=b"" if verdict.decision is Decision.PASS else encode_png(entry.image),
+            map_png=relative_map(finding, judgement),
         )
 
     def _verdict(
@@ -101,6 +103,12 @@ def located(
         for region in regions(inside, finding.anomaly_map)
     )
     return mask, tuple(shifted)
+
+
+def relative_map(finding: Finding, judgement: Judgement) -> bytes:
+    """The anomaly map in units of its limit, so that maps of different depths compare; or empty."""
+    limit = judgement.pixel_limit
+    return encode_map(finding.anomaly_map / limit) if limit and limit > 0 else b""
 
 
 def frame_size_of(entry: FrameEntry) -> tuple[int, int]:

@@ -11,10 +11,10 @@ import numpy as np
 from rich.table import Table
 
 from engines.contracts import Decision, Float32, UInt8
-from engines.images import decode_image, encode_png, overlay
+from engines.images import decode_image, decode_map, encode_png, overlay
+from engines.masks import stretched
 from engines.metrics import auroc, auroc_by_quartile, pixel_metrics
 from pipeline.simulator import SimulatedLine, Truth
-from pipeline.wire import map_from_png
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,7 +35,7 @@ class Answer:
     part_id: str
     decision: Decision
     surprise: float
-    surprise_map: Float32 | None  # [h', w']
+    anomaly_map: Float32 | None  # [h', w'] in units of its limit
     mask_png: bytes
     picture_png: bytes  # for parts not passed
 
@@ -65,7 +65,7 @@ class Judged:
                 part_id=verdict.part_id,
                 decision=verdict.decision,
                 surprise=math.nan if verdict.surprise is None else verdict.surprise,
-                surprise_map=map_from_png(delivery.map_png) if delivery.map_png else None,
+                anomaly_map=decode_map(delivery.map_png) if delivery.map_png else None,
                 mask_png=delivery.mask_png,
                 picture_png=delivery.picture_png,
             )
@@ -80,13 +80,13 @@ def score_against_truth(judged: Judged) -> dict[str, Any]:
     """AUROC of images and pixels, confusion, and image AUROC per quartile of severity."""
     truths = judged.truths()
     known = [
-        (a, t) for a, t in zip(judged.answers, truths, strict=True) if a.surprise_map is not None
+        (a, t) for a, t in zip(judged.answers, truths, strict=True) if a.anomaly_map is not None
     ]
     good = [a.surprise for a, t in known if t.defect is None]
     bad = [(a.surprise, t.severity) for a, t in known if t.defect is not None]
     surprises, severities = [s for s, _ in bad], [s for _, s in bad]
     masks = [t.mask[::TRUTH_STRIDE, ::TRUTH_STRIDE] for _, t in known]
-    maps = [_resized(a.surprise_map, m.shape) for (a, _), m in zip(known, masks, strict=True)]
+    maps = [_resized(a.anomaly_map, m.shape) for (a, _), m in zip(known, masks, strict=True)]
     quartiles = auroc_by_quartile(good, surprises, severities)
     return {
         "image_auroc": _rounded(auroc(good, surprises) if good and bad else None),
@@ -127,9 +127,9 @@ def _confusion(answers: Sequence[Answer], truths: Sequence[Truth]) -> dict[str, 
 
 def _tile(answer: Answer) -> UInt8:
     picture = cv2.resize(decode_image(answer.picture_png), (SHEET_SIDE, SHEET_SIDE))
-    mask = decode_image(answer.mask_png)[..., 0]
-    mask = cv2.resize(mask, (SHEET_SIDE, SHEET_SIDE), interpolation=cv2.INTER_NEAREST) > 0
-    tile = overlay(picture, mask)
+    drawn = decode_image(answer.mask_png)[..., 0]
+    mask = cv2.resize(drawn, (SHEET_SIDE, SHEET_SIDE), interpolation=cv2.INTER_NEAREST) > 0
+    tile = overlay(picture.astype(np.uint8), mask)
     words = f"{answer.part_id}  surprise {answer.surprise:.1f}"
     cv2.putText(tile, words, (6, SHEET_SIDE - 8), 0, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
     return tile
@@ -145,7 +145,7 @@ def _sheet(tiles: Sequence[UInt8]) -> UInt8:
 def _resized(surprise: Float32 | None, size: Iterable[int]) -> Float32:
     assert surprise is not None  # noqa: S101 - filtered by the caller
     height, width = size
-    return cv2.resize(surprise, (width, height), interpolation=cv2.INTER_LINEAR)
+    return stretched(surprise, (height, width))
 
 
 def _rounded(value: float | None) -> float | None:

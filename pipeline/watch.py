@@ -1,40 +1,38 @@
-"""Follow a line's verdicts without taking part: no consumer group, so nothing waits for a watcher."""
+"""Follow a line's verdicts without a consumer group, so that nothing waits for a watcher."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from engines.contracts import StreamLost
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from pipeline.stream import Stream, VerdictDelivery
+from pipeline.stream import Stream, VerdictDelivery
 
 POLL_S = 0.1
+BEGINNING = "0"
 
 
 @contextmanager
 def watching(
     stream: Stream, cameras: Sequence[str], see: Callable[[VerdictDelivery], None]
 ) -> Iterator[None]:
-    """Call ``see`` with every verdict, in a thread, until the block ends; the last ones included."""
+    """Call ``see`` with every verdict written during the block, in a thread; the last included."""
     stop = threading.Event()
-    after = dict.fromkeys(cameras, "0")
+    after = {camera: _newest(stream, camera) for camera in cameras}
 
     def look() -> None:
         for camera in cameras:
-            for delivery in stream.follow_verdicts(camera, after[camera]):
-                after[camera] = delivery.entry_id
-                see(delivery)
+            while found := stream.follow_verdicts(camera, after[camera]):
+                after[camera] = found[-1].entry_id
+                for delivery in found:
+                    see(delivery)
 
     def follow() -> None:
         while not stop.wait(POLL_S):
             try:
                 look()
-            except StreamLost:
+            except StreamLost:  # it comes back, or the line gives up
                 continue
 
     thread = threading.Thread(target=follow, name="watch", daemon=True)
@@ -44,4 +42,9 @@ def watching(
     finally:
         stop.set()
         thread.join()
-        look()
+    look()
+
+
+def _newest(stream: Stream, camera: str) -> str:
+    newest = stream.tail_verdicts(camera, 1)
+    return newest[-1].entry_id if newest else BEGINNING

@@ -1,8 +1,8 @@
 """Frames and verdicts as fields of a Redis stream entry, and back.
 
 A frame is two fields: ``head`` (JSON, what is known about the part) and ``image`` (raw uint8, the
-model input). A verdict is three: ``verdict`` (JSON), ``mask`` and ``picture`` (PNG or empty). Sizes
-are checked before anything is parsed, so any bytes give a value or :class:`BadFrame`.
+model input). A verdict is four: ``verdict`` (JSON), ``mask``, ``picture`` and ``map`` (PNG or
+empty). Sizes are checked before anything is parsed, so any bytes give a value or :class:`BadFrame`.
 """
 
 from __future__ import annotations
@@ -144,15 +144,15 @@ def head_from(data: bytes) -> FrameHead:
 
 
 def verdict_fields(
-    verdict: Verdict, mask_png: bytes = b"", picture_png: bytes = b""
+    verdict: Verdict, mask_png: bytes = b"", picture_png: bytes = b"", map_png: bytes = b""
 ) -> dict[str, bytes]:
-    """Stream fields of a verdict with its mask and picture (PNG, or empty)."""
+    """Stream fields of a verdict with its mask, picture and anomaly map (PNG, or empty)."""
     data = verdict.model_dump_json().encode()
-    return {"verdict": data, "mask": mask_png, "picture": picture_png}
+    return {"verdict": data, "mask": mask_png, "picture": picture_png, "map": map_png}
 
 
-def verdict_from(fields: Mapping[bytes, bytes]) -> tuple[Verdict, bytes, bytes]:
-    """The verdict in a stream entry with its mask and picture, or BadFrame."""
+def verdict_from(fields: Mapping[bytes, bytes]) -> tuple[Verdict, bytes, bytes, bytes]:
+    """The verdict in a stream entry with its mask, picture and map, or BadFrame."""
     data = fields.get(b"verdict", b"")
     if not 0 < len(data) <= MAX_VERDICT_BYTES:
         raise BadFrame(f"An entry with a record of {len(data)} bytes is no verdict.")
@@ -162,7 +162,8 @@ def verdict_from(fields: Mapping[bytes, bytes]) -> tuple[Verdict, bytes, bytes]:
         raise BadFrame(f"An entry is no verdict: {_first(error)}.") from None
     if verdict.schema_version != VERDICT_SCHEMA:
         raise BadFrame(f"Verdict schema {verdict.schema_version} is not {VERDICT_SCHEMA}.")
-    return verdict, fields.get(b"mask", b""), fields.get(b"picture", b"")
+    mask, picture, anomaly_map = (fields.get(name, b"") for name in (b"mask", b"picture", b"map"))
+    return verdict, mask, picture, anomaly_map
 
 
 def undecided(part: FrameEntry | FrameHead, reason: Reason, decided_ns: int) -> Verdict:

@@ -82,7 +82,12 @@ class VerdictWriter:
 
     def _send(self, held: Held, answer: Answer) -> bool:
         return self._stream.answer(
-            held.delivery, self._consumer, answer.verdict, answer.mask_png, answer.picture_png
+            held.delivery,
+            self._consumer,
+            answer.verdict,
+            answer.mask_png,
+            answer.picture_png,
+            map_png=answer.map_png,
         )
 
     def _note(self, answer: Answer, written: bool, write_ms: float) -> None:

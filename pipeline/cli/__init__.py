@@ -1,4 +1,4 @@
-"""The command ``assayline``: one function per command, which parses, loads and calls one function."""
+"""The command ``assayline``: one function per command; it parses, loads and calls one function."""
 
 from __future__ import annotations
 

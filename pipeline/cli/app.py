@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import typer
 
 from pipeline.cli import bundles, lines, machine
@@ -13,19 +15,24 @@ EXIT_CODES = (
 
 app = typer.Typer(
     name="assayline",
-    help="Inspect every part on a production line with diffusion models trained on good parts only.",
+    help="Inspect every part on a line with diffusion models trained on good parts only.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
 
-app.command(rich_help_panel="Start here")(lines.demo)
-for command in (bundles.train, bundles.calibrate, bundles.evaluate, bundles.build):
-    app.command(rich_help_panel="From good images to a bundle")(command)
-for command in (lines.run, lines.ingest, lines.inspect, lines.sink, lines.dashboard):
-    app.command(rich_help_panel="On the line")(command)
-for command in (lines.simulate, lines.record, lines.replay):
-    app.command(rich_help_panel="Frames without a camera")(command)
-for command in (machine.doctor, machine.bench):
-    app.command(rich_help_panel="The machine")(command)
+PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
+    ("Start here", (lines.demo,)),
+    (
+        "From good images to a bundle",
+        (bundles.train, bundles.calibrate, bundles.evaluate, bundles.build),
+    ),
+    ("On the line", (lines.run, lines.ingest, lines.inspect, lines.sink, lines.dashboard)),
+    ("Frames without a camera", (lines.simulate, lines.record, lines.replay)),
+    ("The machine", (machine.doctor, machine.bench)),
+)
+
+for panel, commands in PANELS:
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)

@@ -142,9 +142,8 @@ def build(
 
     Example: assayline build runs/tiles --backend openvino --precision bf16
     """
-    from engines.parity import build_and_compare
-
     from engines.bundle import open_bundle
+    from engines.parity import build_and_compare
 
     with stages() as progress:
         report: Any = build_and_compare(

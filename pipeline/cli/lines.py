@@ -38,14 +38,14 @@ def run(line: Line, json_file: JsonFile = None) -> None:
     Example: assayline run configs/line.example.yaml
     """
     from pipeline.config import load_line
-    from pipeline.report import line_report, print_report
-    from pipeline.supervisor import run_line
+    from pipeline.report import print_report
+    from pipeline.takes import run_watched
 
     settings = load_line(line)
     with stop_on_signals() as stop:
-        ledgers = run_line(settings, stop, line)
-    report = line_report(settings, ledgers)
-    print_report(report, out)
+        report = run_watched(settings, line, lambda _: None, stop)
+    write_json(settings.run_dir / "report.json", report)
+    print_report(report, out, settings.line)
     if json_file:
         write_json(json_file, report)
     raise typer.Exit(0 if report["residual"] == 0 else 1)
@@ -119,7 +119,7 @@ def simulate(
             tuple(part or PARTS),
             train_good,
             test_good,
-            test_defect,
+            test_defect=test_defect,
             seed=seed,
             progress=lambda done, total: progress(
                 "simulate", done / max(total, 1), f"{done} parts"

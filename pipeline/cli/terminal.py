@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -21,7 +21,7 @@ err = Console(stderr=True)
 
 @contextmanager
 def stages() -> Iterator[Callable[[str, float, str], None]]:
-    """A bar per stage of long work, on stderr; call it with stage, share done and a line of facts."""
+    """A bar per stage of long work, on stderr; call it with stage, share done and some facts."""
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(),
@@ -44,7 +44,7 @@ def stages() -> Iterator[Callable[[str, float, str], None]]:
             progress.update(task, completed=1.0)
 
 
-def write_json(path: Path, document: Any) -> None:
+def write_json(path: Path, document: object) -> None:
     """Write a report for machines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")

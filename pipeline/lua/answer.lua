@@ -5,7 +5,7 @@
 -- answering is what frees memory.
 -- KEYS frames, open, heads, ledger, verdicts, quarantine
 -- ARGV group, entry id, consumer or '', deliveries, ledger field, verdict, mask, picture,
---      quarantine length, fields to set aside in quarantine...
+--      map, quarantine length, fields to set aside in quarantine...
 -- Returns 1 if the verdict was written.
 local frames, open, heads, ledger, verdicts, quarantine = unpack(KEYS)
 local group, id, consumer, deliveries, outcome = unpack(ARGV, 1, 5)
@@ -29,14 +29,14 @@ if is_open then
   -- the first write, since it is the one that could be refused.
   number = tonumber(number or 0) + 1
   redis.call('XADD', verdicts, start .. '-' .. number,
-    'verdict', ARGV[6], 'mask', ARGV[7], 'picture', ARGV[8])
+    'verdict', ARGV[6], 'mask', ARGV[7], 'picture', ARGV[8], 'map', ARGV[9])
   redis.call('HSET', ledger, 'verdicts_start', start, 'verdicts', number)
   redis.call('HINCRBY', ledger, outcome, 1)
   redis.call('ZREM', open, id)
   redis.call('HDEL', heads, id)
 end
-if #ARGV > 9 then
-  redis.call('XADD', quarantine, 'MAXLEN', ARGV[9], '*', unpack(ARGV, 10))
+if #ARGV > 10 then
+  redis.call('XADD', quarantine, 'MAXLEN', ARGV[10], '*', unpack(ARGV, 11))
 end
 -- An entry that is not open was never admitted by us: it goes too, without a verdict.
 redis.call('XACK', frames, group, id)

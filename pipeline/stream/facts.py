@@ -58,6 +58,7 @@ class VerdictDelivery:
     verdict: Verdict
     mask_png: bytes
     picture_png: bytes
+    map_png: bytes = b""  # see engines.images.encode_map
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,12 +181,14 @@ class Stream(Verdicts):
         verdict: Verdict,
         mask_png: bytes = b"",
         picture_png: bytes = b"",
+        *,
+        map_png: bytes = b"",
     ) -> bool:
         """Write the verdict, count it and delete the frame, all or nothing; False if not ours.
 
         It is ours while the entry is pending for this consumer with this delivery count and open.
         """
-        pictures = {"mask_png": mask_png, "picture_png": picture_png}
+        pictures = {"mask_png": mask_png, "picture_png": picture_png, "map_png": map_png}
         return self._answer(verdict, consumer, delivery, pictures=pictures)
 
     def quarantine(self, delivery: Delivery, consumer: str, verdict: Verdict) -> bool:

@@ -96,11 +96,11 @@ class Verdicts(Link):
         for raw_id, fields in entries:
             entry_id = raw_id.decode()
             try:
-                verdict, mask_png, picture_png = verdict_from(fields)
+                verdict, *pictures = verdict_from(fields)
             except BadFrame:
                 if group:
                     with self._translated():
                         self._commands.xack(self._of(camera).verdicts, group, entry_id)
                 continue
-            deliveries.append(VerdictDelivery(camera, entry_id, verdict, mask_png, picture_png))
+            deliveries.append(VerdictDelivery(camera, entry_id, verdict, *pictures))
         return deliveries

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -46,7 +48,9 @@ def test_kept_cells_have_no_deviation() -> None:
     """The target is exactly zero and the latent untouched where the mask keeps it."""
     generator = torch.Generator().manual_seed(1)
     latent = torch.randn(8, 4, 8, 8, generator=generator)
-    noisy, target, keep = corrupt(latent, torch.randint(10, (8,), generator=generator), 2, generator)
+    noisy, target, keep = corrupt(
+        latent, torch.randint(10, (8,), generator=generator), 2, generator
+    )
     kept = keep.bool().expand_as(latent)
     assert bool((target[kept] == 0).all())
     torch.testing.assert_close(noisy[kept], latent[kept], atol=0, rtol=0)
@@ -92,7 +96,7 @@ def test_an_oracle_recovers_the_clean_latent_in_one_step(method: DecoDiff) -> No
         level = torch.full((2,), plan.levels[0])
         noisy, target, _ = corrupt(clean, level, 1, generator)
         state = _state(method, noisy, plan_id)
-        with _replaced(method, target):
+        with _Replaced(method, target):
             state |= method.step(state)
         torch.testing.assert_close(state["estimate"], clean, atol=1e-5, rtol=1e-5)
 
@@ -107,8 +111,8 @@ def test_steps_move_along_the_deviation(method: DecoDiff, side: int) -> None:
     levels = (*method.plans[plan_id].levels, -1)
     b = signal_levels()[1]
     state = _state(method, latent, plan_id)
-    with _replaced(method, deviation):
-        for t, s in zip(levels[:-1], levels[1:], strict=True):
+    with _Replaced(method, deviation):
+        for t, s in pairwise(levels):
             expected = state["latent"] - (b[t] - b[s]) * deviation
             state |= method.step(state)
             torch.testing.assert_close(state["latent"], expected, atol=1e-5, rtol=1e-5)
@@ -152,7 +156,7 @@ def _state(method: DecoDiff, latent: torch.Tensor, plan: int) -> dict[str, torch
     }
 
 
-class _replaced:
+class _Replaced:
     """The method's denoiser answers a given deviation inside the block."""
 
     def __init__(self, method: DecoDiff, deviation: torch.Tensor) -> None:

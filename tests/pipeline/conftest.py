@@ -29,9 +29,7 @@ def debian_server() -> Path:
 
 
 @pytest.fixture(scope="session")
-def debian_unix_url(
-    debian_server: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
+def debian_unix_url(debian_server: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Redis 7.0 on a unix socket."""
     with embedded_server(tmp_path_factory.mktemp("debian"), binary=debian_server) as url:
         yield url

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -142,3 +143,19 @@ def test_what_cannot_be_kept_alive_is_given_up_with_its_sentence(  # noqa: PLR09
     with pytest.raises(crew.GivenUp, match=sentence) as caught:
         run_line(load_line(path), threading.Event(), path)
     assert caught.value.exit_code == code
+
+
+def test_inspection_goes_on_without_its_page(
+    tmp_path: Path, grey_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page whose port is taken is given up; the line ends with every part answered."""
+    monkeypatch.setattr(crew, "QUICK_MAX", 1)
+    write_parts(tmp_path / "parts", 30)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        page = {"enabled": True, "port": taken.getsockname()[1]}
+        source = {"kind": "folder", "path": "parts", "rate_hz": 10}
+        path = write_line(tmp_path, grey_bundle, camera={"source": source}, dashboard=page)
+        ledger = run_line(load_line(path), threading.Event(), path)["left"]
+    assert (ledger.captured, ledger.open, ledger.residual) == (30, 0, 0)

@@ -93,14 +93,10 @@ def test_a_frame_comes_back_as_it_was(entry: FrameEntry) -> None:
 
 
 @bounded
-@given(verdicts, st.binary(max_size=64), st.binary(max_size=64))
-def test_a_verdict_comes_back_as_it_was(verdict: Verdict, mask: bytes, picture: bytes) -> None:
-    """Every verdict survives together with the bytes of its mask and picture."""
-    assert verdict_from(received(verdict_fields(verdict, mask, picture))) == (
-        verdict,
-        mask,
-        picture,
-    )
+@given(verdicts, st.tuples(*[st.binary(max_size=64)] * 3))
+def test_a_verdict_comes_back_as_it_was(verdict: Verdict, pictures: tuple[bytes, ...]) -> None:
+    """Every verdict survives together with the bytes of its mask, picture and map."""
+    assert verdict_from(received(verdict_fields(verdict, *pictures))) == (verdict, *pictures)
 
 
 names = st.sampled_from([b"head", b"image", b"verdict", b"mask", b"picture"])
