@@ -26,7 +26,7 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
     ("Start here", (lines.demo,)),
     (
         "From good images to a bundle",
-        (bundles.train, bundles.calibrate, bundles.evaluate, bundles.build),
+        (bundles.train, bundles.calibrate, bundles.evaluate, bundles.diagnose, bundles.build),
     ),
     ("On the line", (lines.run, lines.ingest, lines.inspect, lines.sink, lines.dashboard)),
     ("Frames without a camera", (lines.simulate, lines.record, lines.replay)),

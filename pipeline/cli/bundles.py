@@ -132,6 +132,47 @@ def evaluate(
         write_json(json_file, result.model_dump(mode="json"))
 
 
+def diagnose(
+    bundle: BundlePath,
+    data: Data,
+    training: Annotated[
+        Path | None, typer.Option(help="Folder of the training run; BUNDLE.training if absent.")
+    ] = None,
+    category: Category = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Say what limits a denoiser: the codec's error inside defects, and the learning curve.
+
+    Example: assayline diagnose runs/tiles data/tiles --json runs/tiles-curve.json
+    """
+    from rich.table import Table
+
+    from engines.bundle import open_bundle
+    from engines.diagnosis import diagnose as measure
+
+    folder = training or bundle.with_name(f"{bundle.name}.training")
+    with stages() as progress:
+        result = measure(
+            open_bundle(bundle),
+            folder,
+            data,
+            category,
+            progress=lambda share, what: progress("diagnose", share, what),
+        )
+    codec = Table("category", "inside", "outside", "contrast", "kept", title="Codec error (of 255)")
+    for row in result.codec:
+        kept = f"{row.kept:.0%}"
+        codec.add_row(row.category, f"{row.inside}", f"{row.outside}", f"{row.contrast}", kept)
+    curve = Table("category", "step", "I-AUROC of the denoiser alone", title="Learning curve")
+    for point in result.curve:
+        found = "-" if point.image_auroc is None else f"{point.image_auroc:.3f}"
+        curve.add_row(point.category, str(point.step), found)
+    out.print(codec)
+    out.print(curve)
+    if json_file:
+        write_json(json_file, result.model_dump(mode="json"))
+
+
 def build(
     bundle: BundlePath,
     backend: BackendName = "openvino",

@@ -1,0 +1,160 @@
+"""What limits a trained denoiser: does the codec keep defects, and has training gone far enough?
+
+Two measurements that need truth masks and the snapshots of a training run: the codec's error inside
+and outside defects, and image AUROC of the denoiser's own map (the bank left out) against steps.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from engines.checkpoint import read_tensors
+from engines.contracts import BadBundle, BadData
+from engines.dataset import load_model_input, load_truth, test_items
+from engines.export import load_method
+from engines.maps import gaussian_blur
+from engines.methods.decodiff import DecoDiff
+from engines.metrics import auroc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from engines.bundle import Bundle
+    from engines.dataset import Item
+    from engines.methods.method import State
+
+BATCH = 16
+
+
+class CodecError(BaseModel):
+    """Mean error of the codec's picture of test images, in grey levels of 255."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    category: str
+    inside: float  # defect pixels
+    outside: float  # the rest of the same images
+    contrast: float  # how far defect pixels lie from their surroundings in the image itself
+    kept: float  # share of that contrast that the picture still shows
+
+
+class CurvePoint(BaseModel):
+    """One snapshot of a training run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    category: str
+    step: int
+    image_auroc: float | None
+
+
+class Diagnosis(BaseModel):
+    """Both measurements."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    codec: tuple[CodecError, ...]
+    curve: tuple[CurvePoint, ...]
+
+
+@torch.inference_mode()
+def diagnose(
+    bundle: Bundle,
+    training: Path,
+    data: Path,
+    categories: Sequence[str] | None = None,
+    progress: Callable[[float, str], None] = lambda *_: None,
+) -> Diagnosis:
+    """Measure codec and learning curve; ``training`` is the run's folder beside the bundle.
+
+    Raises BadData where the run kept no snapshots.
+    """
+    method = load_method(bundle)
+    if not isinstance(method, DecoDiff):
+        raise BadBundle(f"there is no diagnosis for {method.name}")
+    snapshots = sorted((training / "denoiser" / "snapshots").glob("step_*.safetensors"))
+    if not snapshots:
+        raise BadData(f"{training} holds no snapshots; train with snapshots: 8")
+    errors: list[CodecError] = []
+    curve: list[CurvePoint] = []
+    for name in categories or bundle.manifest.categories:
+        items = test_items(data, name)
+        images = _images(items, bundle.manifest.image_size)
+        errors += _codec_errors(method, name, items, images)
+        states = _started(method, images, bundle.category_id(name))
+        for number, path in enumerate(snapshots):
+            progress(number / len(snapshots), f"{name} {path.stem}")
+            curve.append(_point(method, path, name, states, [item.is_good for item in items]))
+    return Diagnosis(codec=tuple(errors), curve=tuple(curve))
+
+
+def _point(
+    method: DecoDiff, path: Path, category: str, states: Sequence[State], good: Sequence[bool]
+) -> CurvePoint:
+    tensors, facts = read_tensors(path)
+    method.denoiser.load_state_dict(tensors)
+    scores = torch.cat([_deviation_score(method, dict(state)) for state in states]).numpy()
+    is_good = np.array(good)
+    found = auroc(scores[is_good], scores[~is_good])
+    return CurvePoint(category=category, step=int(facts["step"]), image_auroc=found)
+
+
+def _deviation_score(method: DecoDiff, state: State) -> Tensor:
+    """Maximum of the smoothed latent map after the deepest plan, clips left out, [B]."""
+    for _ in range(method.plans[-1].steps):
+        state |= method.step(state)
+    deviation = method.latent_map(state["anchor"], state["estimate"])
+    return gaussian_blur(deviation, 1.0).amax((1, 2))
+
+
+def _started(method: DecoDiff, images: Tensor, category: int) -> list[State]:
+    deepest = len(method.plans) - 1
+    states = []
+    for batch in torch.split(images, BATCH):
+        ids = torch.full((len(batch),), category)
+        plan = torch.full((len(batch),), deepest, dtype=torch.int32)
+        states.append(method.start(batch, ids, torch.zeros_like(ids), plan))
+    return states
+
+
+def _codec_errors(
+    method: DecoDiff, category: str, items: Sequence[Item], images: Tensor
+) -> list[CodecError]:
+    """One row per category; none where it has no truth masks."""
+    rows = [row for row, item in enumerate(items) if not item.is_good and item.mask_path]
+    if not rows:
+        return []
+    measured = []
+    for batch in torch.split(torch.tensor(rows), BATCH):
+        shown = images[batch].permute(0, 3, 1, 2).float()  # [B, 3, H, W]
+        drawn = method.codec.decode(method.codec.encode(images[batch])) * 255
+        size = (shown.shape[2], shown.shape[3])
+        masks = [load_truth(items[row], size) for row in batch.tolist()]
+        inside = torch.from_numpy(np.stack([m for m in masks if m is not None]))
+        measured.append(_errors_of(shown.mean(1), drawn.mean(1), inside))
+    means = torch.stack(measured).mean(0).tolist()
+    names = ("inside", "outside", "contrast", "kept")
+    return [
+        CodecError(
+            category=category,
+            **{n: round(v, 3) for n, v in zip(names, means, strict=True)},
+        )
+    ]
+
+
+def _errors_of(shown: Tensor, drawn: Tensor, inside: Tensor) -> Tensor:
+    """inside, outside, contrast, kept of grey images [B, H, W] with defect masks, [4]."""
+    surroundings = gaussian_blur(shown, 12.0)
+    error = (drawn - shown).abs()
+    contrast = (shown - surroundings)[inside]
+    still = (drawn - gaussian_blur(drawn, 12.0))[inside]
+    kept = (contrast * still).sum() / (contrast**2).sum()
+    return torch.stack([error[inside].mean(), error[~inside].mean(), contrast.abs().mean(), kept])
+
+
+def _images(items: Sequence[Item], size: tuple[int, int]) -> Tensor:
+    return torch.from_numpy(np.stack([load_model_input(item, size) for item in items]))
