@@ -16,7 +16,8 @@ from engines.contracts import Rows, UInt8
 from engines.graphs import export_graphs
 from engines.images import image_seed
 from engines.inspector import Part
-from tests.engines.sketches import CATEGORIES, SIDE, SKETCHES, Sketch
+from tests.engines.sketch_parts import CATEGORIES, SIDE, Sketch
+from tests.engines.sketches import SKETCHES
 
 
 @dataclass(frozen=True, eq=False)

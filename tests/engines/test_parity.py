@@ -15,7 +15,8 @@ from engines.calibration import fit_calibration
 from engines.contracts import BadBundle, ParityError
 from engines.parity import Limit, ParityReport, build_and_compare, compare
 from tests.engines.exported import Exported, build_sketch, draw_parts, exported, sealed
-from tests.engines.sketches import DecoDiffSketch, Sketch
+from tests.engines.sketch_parts import Sketch
+from tests.engines.sketches import DecoDiffSketch
 
 FRAMES = 6
 
