@@ -47,6 +47,7 @@ def advance(jobs: Sequence[Job], progress: Progress) -> None:
     """Count one denoiser call for each job."""
     for row, job in enumerate(jobs):
         job.steps_left = int(progress.steps_left[row])
+        job.level = int(progress.level[row])  # GLAD's is where it closes, known only now
         job.steps += 1
 
 

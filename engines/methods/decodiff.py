@@ -223,7 +223,10 @@ class DecoDiff(Method):
         category = state["category"]
         deviation = self._deviation_map(state["anchor"], state["estimate"], category)
         if self.bank is None:
-            return deviation, deviation.amax((1, 2))
+            # Without a step there is no evidence, and no evidence is not a score of zero.
+            made = self.steps_of_plan[state["plan"].long()] - state["steps_left"]
+            score = deviation.amax((1, 2))
+            return deviation, torch.where(made >= self.steps_min, score, torch.nan)
         base = self._base_map(state["base_map"]) / _per_row(self.base_scale, category)
         deviation = deviation / _per_row(self.deviation_scale, category)
         fused = self.base_share * base + (1 - self.base_share) * deviation

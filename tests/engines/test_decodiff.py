@@ -132,9 +132,18 @@ def test_a_score_does_not_depend_on_batch_mates(method: DecoDiff) -> None:
     category = torch.tensor([0, 1, 2, 0])
     rows = {"anchor": anchor, "estimate": estimate, "category": category}
     rows["base_map"] = torch.zeros(4, 8, 8)
+    rows |= {"plan": torch.zeros(4).int(), "steps_left": torch.zeros(4).int()}
     together, _ = method.finish(rows)
     alone, _ = method.finish({name: value[1:2] for name, value in rows.items()})
     torch.testing.assert_close(together[1:2], alone, atol=1e-6, rtol=1e-5)
+
+
+def test_no_step_is_no_evidence(method: DecoDiff) -> None:
+    """Without a bank a frame that made no step has the score NaN, never zero."""
+    image = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    ids = torch.zeros(1, dtype=torch.int64)
+    _, score = method.finish(method.start(image, ids, ids, torch.zeros(1, dtype=torch.int32)))
+    assert bool(score.isnan().all())
 
 
 def _run(method: DecoDiff, plan: int) -> dict[str, torch.Tensor]:
