@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import lzma
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +30,14 @@ CALIBRATION = "calibration.json"
 WEIGHTS = "weights.safetensors"
 GRAPHS: tuple[str, ...] = ("start", "step", "finish")
 MAX_BYTES = 8 << 30  # of an unpacked bundle
+DAMAGED_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    ValueError,
+    RuntimeError,  # a password, or NotImplementedError: a compression that nobody knows
+)
 
 GraphName = Literal["start", "step", "finish"]
 
@@ -154,7 +163,7 @@ def _read_manifest(folder: Path) -> tuple[Manifest, str]:
     text = path.read_bytes()
     try:
         version = json.loads(text).get("schema_version")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise BadBundle(f"{path} is not valid JSON; copy the bundle again") from error
     if version != SCHEMA_VERSION:
         raise BadBundle(
@@ -170,8 +179,8 @@ def _read_manifest(folder: Path) -> tuple[Manifest, str]:
 
 
 def _check_file(folder: Path, name: str, expected: str) -> None:
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
+    path = (folder / name.replace("\0", "")).resolve()
+    if not path.is_relative_to(folder.resolve()) or "\0" in name:
         raise BadBundle(f"bundle {folder} names a file outside itself: {name!r}")
     if not path.is_file():
         raise BadBundle(f"bundle {folder} lacks {name}; copy the bundle again")
@@ -186,13 +195,23 @@ def _unpacked(archive: Path) -> Path:
     target = archive.with_suffix("").with_name(f".{archive.stem}-{sha256(archive)[:12]}")
     if target.is_dir():
         return target
-    with tempfile.TemporaryDirectory(dir=archive.parent) as scratch:
-        try:
-            with zipfile.ZipFile(archive) as content:
-                if sum(member.file_size for member in content.infolist()) > MAX_BYTES:
-                    raise BadBundle(f"{archive} unpacks to more than {MAX_BYTES >> 30} GiB")
-                content.extractall(Path(scratch) / "bundle")
-        except zipfile.BadZipFile as error:
-            raise BadBundle(f"{archive} is not a valid zip; copy the bundle again") from error
-        shutil.move(Path(scratch) / "bundle", target)
+    try:
+        with tempfile.TemporaryDirectory(dir=archive.parent) as scratch:
+            _extract(archive, Path(scratch) / "bundle")
+            (Path(scratch) / "bundle").rename(target)
+    except OSError as error:
+        if not target.is_dir():  # else another process was first
+            reason = error.strerror or error
+            raise BadBundle(f"{archive} cannot be unpacked beside itself: {reason}") from error
     return target
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    """Unpack; a zip that is cut or altered fails in as many ways as it has parts."""
+    try:
+        with zipfile.ZipFile(archive) as content:
+            if sum(member.file_size for member in content.infolist()) > MAX_BYTES:
+                raise BadBundle(f"{archive} unpacks to more than {MAX_BYTES >> 30} GiB")
+            content.extractall(folder)
+    except DAMAGED_ZIP as error:
+        raise BadBundle(f"{archive} is not a valid zip; copy the bundle again") from error

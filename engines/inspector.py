@@ -90,16 +90,21 @@ class Inspector:
         return findings
 
     def _start_waiting(self) -> list[Finding]:
-        count = min(self._batch_max, len(self._waiting))
-        fresh = [self._waiting.popleft() for _ in range(count)]
-        self._jobs |= {job.slot: job for _, job in fresh}
+        fresh = list(islice(self._waiting, self._batch_max))
         parts = {job.slot: part for part, job in fresh}
 
         def start(jobs: Sequence[Job]) -> Progress:
             rows = _rows([parts[job.slot] for job in jobs])
             return self._backend.start(rows, [job.slot for job in jobs])
 
-        return self._attempt([job for _, job in fresh], start, begin)
+        def join(jobs: Sequence[Job], progress: Progress) -> None:
+            begin(jobs, progress)
+            self._jobs |= {job.slot: job for job in jobs}
+
+        failures = self._attempt([job for _, job in fresh], start, join)
+        for _ in fresh:  # only now: a job that never began must not look finished after a fault
+            self._waiting.popleft()
+        return failures
 
     def _step_chosen(self) -> list[Finding]:
         def step(jobs: Sequence[Job]) -> Progress:
@@ -161,7 +166,7 @@ class Inspector:
         return [_failure(job) for job in failed]
 
     def _release(self, job: Job) -> None:
-        del self._jobs[job.slot]
+        self._jobs.pop(job.slot, None)  # a row that failed to start is not there yet
         self._free.append(job.slot)
 
 
