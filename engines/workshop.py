@@ -122,11 +122,18 @@ def _fit(
         folder / "denoiser",
         unknown=len(parts),
         label_dropout=settings.label_dropout,
+        samples=_samples(images, ids),
         resume=resume,
         progress=_shown(progress, "denoiser"),
     )
     fit_to_held_out(method, parts)
     return reached
+
+
+def _samples(images: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two images of each category, to be looked at beside their reconstruction."""
+    rows = torch.cat([torch.nonzero(ids == category)[:2, 0] for category in ids.unique()])
+    return images[rows], ids[rows]
 
 
 def fit_to_held_out(method: DecoDiff, parts: Sequence[GoodParts]) -> None:
