@@ -24,6 +24,8 @@ SILENT_S = 10.0  # a worker that stopped beating for so long hangs
 QUICK_S = 10.0  # a process that ends sooner counts as a quick crash
 QUICK_MAX = 5  # in a row; then the line gives up
 BACK_OFF_S = (0.0, 0.2, 0.5, 1.0, 2.0)  # before the first, second, ... restart
+# Below the sink and the cameras, which have to be on time; the page is nicer still, by itself.
+NICENESS = {"inspect": 5}
 DISPENSABLE = {"dashboard"}  # inspection goes on without it
 LOG_BYTES = 10_000_000
 # What another start would not mend: wrong words, wrong data, a bundle or line that cannot be.
@@ -65,7 +67,7 @@ class Member:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops in order
-            preexec_fn=_bound_to_us(),  # noqa: PLW1509 - one system call, loaded before the fork
+            preexec_fn=_bound_to_us(NICENESS.get(self.role, 0)),  # noqa: PLW1509 - system calls only
         )
         self.ears = threading.Thread(target=self._listen, name=f"log {self.label}", daemon=True)
         self.ears.start()
@@ -221,9 +223,9 @@ class Crew:
         return [member for member in self._members if member.role == role]
 
 
-def _bound_to_us() -> Callable[[], object] | None:
+def _bound_to_us(niceness: int) -> Callable[[], object]:
     """Run between fork and exec: even SIGKILL of the supervisor leaves no process behind."""
     if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        return lambda: os.nice(niceness)
+    prctl = ctypes.CDLL(None).prctl  # loaded before the fork
+    return lambda: (os.nice(niceness), prctl(PR_SET_PDEATHSIG, signal.SIGKILL))

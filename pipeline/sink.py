@@ -40,7 +40,8 @@ def run_sink(settings: LineSettings, stop: threading.Event) -> None:
     have no place.
     """
     url, namespace = settings.redis.address(), settings.redis.namespace
-    keeping = (settings.camera_names, settings.sinks.margin_ms)
+    gates_ms = {camera.name: camera.gate_ms for camera in settings.cameras}
+    keeping = (settings.camera_names, settings.sinks.margin_ms, gates_ms)
     metrics = settings.metrics
     with (
         reporting(ROLE, settings.log_level, metrics.host, metrics.port_of(ROLE)),

@@ -39,6 +39,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "frames_open": ("Frames admitted and not yet answered.", ("camera",)),
     "frames_in_flight": ("Rows in the inspector.", ()),
     "archive_bytes": ("Size of the archive folder.", ()),
+    "gate_lateness_ms": ("How late the gate keeper was of late, and is early now.", ()),
     "clock_uncertainty_ms": ("How well the server's clock is known.", ()),
 }
 HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engines.contracts import Decision, Reason, Verdict
-from pipeline.gate import PERIOD_MS, GateKeeper
+from pipeline.gate import LATE_AT_FIRST_MS, PERIOD_MS, GateKeeper, Lateness
 from pipeline.server import embedded_server
 from pipeline.stream import Ledger, Stream, open_stream
 from pipeline.wire import FrameEntry, undecided
@@ -69,6 +69,46 @@ def test_more_late_frames_than_one_look_are_all_answered(stream: Stream) -> None
     assert stream.ledger("cam").residual == 0
 
 
+def test_what_expires_together_is_answered_in_one_round_trip(stream: Stream) -> None:
+    """Two cameras full of frames with one deadline: one look, one batch, then none is left."""
+    for camera in ("a", "b"):
+        for number in range(1, 33):
+            admit(stream, f"{camera}/1-{number}", 1000 * MS)
+    keeper, batches = GateKeeper(stream, ["a", "b"]), []
+    answer_all = stream.answer_all_open
+    stream.answer_all_open = lambda verdicts: batches.append(len(verdicts)) or answer_all(verdicts)  # type: ignore[method-assign]
+    assert len(keeper.tick(1000 * MS)) == 64
+    assert batches == [64]
+    assert not stream.open_ids("a") + stream.open_ids("b")
+
+
+def test_lateness_is_its_peak_and_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delay is believed at once, a smaller one changes nothing, and time heals."""
+    now_s = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    lateness = Lateness()
+    assert lateness.ms == LATE_AT_FIRST_MS
+    lateness.note(80.0)
+    lateness.note(1.0)
+    assert lateness.ms == 80.0
+    now_s += 30.0
+    assert 20.0 < lateness.ms < 40.0
+    now_s += 600.0
+    lateness.note(3.0)
+    assert lateness.ms == 3.0
+
+
+def test_it_is_early_by_its_lateness_and_by_half_the_gate_at_most(stream: Stream) -> None:
+    """A keeper that was 300 ms late answers 300 ms earlier, where the gate is far enough."""
+    for camera in ("far", "near"):
+        admit(stream, f"{camera}/1-1", 10_000 * MS)
+    keeper = GateKeeper(stream, ["far", "near"], MARGIN_MS, {"far": 2000.0, "near": 200.0})
+    keeper.lateness.note(300.0)
+    given = [verdict.frame_id for verdict in keeper.tick(9_750 * MS)]
+    assert given == ["far/1-1"]
+    assert [verdict.frame_id for verdict in keeper.tick(9_890 * MS)] == ["near/1-1"]
+
+
 def test_a_frozen_inspector_comes_too_late(stream: Stream) -> None:
     """A frame in work is answered at its gate; the inspector's own answer is then refused."""
     entry = admit(stream, "cam/1-1", 10 * MS)
@@ -98,6 +138,7 @@ def test_it_runs_by_itself_with_no_inspector_at_all(stream: Stream) -> None:
         stop.set()
         thread.join()
     assert all(verdict.reason is Reason.DEADLINE for verdict in found)
+    assert all(verdict.decided_ns <= verdict.captured_ns + gate_ms * MS for verdict in found)
     assert [verdict.frame_id for verdict in found] == [f"cam/1-{n}" for n in range(1, 6)]
 
 
