@@ -71,6 +71,7 @@ def write_bundle(
             "training": training,
         }
         bundle = seal(scratch, fields)
+        _open_to_all(scratch)
         _replace(folder, scratch)
         return Bundle(folder, bundle.manifest, bundle.bundle_id)
     finally:
@@ -96,6 +97,13 @@ def _replace(folder: Path, fresh: Path) -> None:
         shutil.rmtree(old)
     else:
         fresh.rename(folder)
+
+
+def _open_to_all(folder: Path) -> None:
+    """A scratch folder is private; a bundle is read by whoever runs a worker."""
+    folder.chmod(0o755)
+    for path in folder.iterdir():
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def reseal(bundle: Bundle) -> Bundle:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from engines.anomalies import cut_paste
-from engines.contracts import BadBundle, UInt8
+from engines.contracts import BadBundle, Decision, UInt8
 from engines.images import decode_image
 from engines.inspector import Inspector, Part, inspect_all
 
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engines.bundle import Bundle
-    from engines.calibration import Calibration
+    from engines.calibration import Calibration, Judgement
     from engines.contracts import Backend, Finding
 
 FRAMES = 64
 NEAR_FRAMES = 16
 NEAR = 0.02  # of the threshold
-HALVINGS = 8
+TRIES = 3  # pairs tried for each of them: where a deeper plan begins, the score may jump
+HALVINGS = 10
 QUALITY = 92
 FOLDER = "parity"
 
@@ -62,10 +64,10 @@ def choose_frames(
         plain = [good[i % len(good)] for i in range(share // 2)]
         donors = rng.integers(len(good), size=share - len(plain))
         odd = [cut_paste(good[i % len(good)], good[d], rng) for i, d in enumerate(donors)]
-        pairs = [(good[i % len(good)], odd[i % len(odd)]) for i in range(near)]
+        pairs = [(good[i % len(good)], odd[i % len(odd)]) for i in range(TRIES * near)]
         blends = _blend_to_threshold(bundle, backend, calibration, category, pairs)
-        chosen = [*plain, *odd[: share - len(plain) - near], *blends]
-        images += [_through_jpeg(image) for image in chosen]
+        chosen = [*plain, *odd[: share - len(plain) - near], *blends[:near]]
+        images += chosen
         categories += [category] * len(chosen)
     return ParitySet(np.stack(images), tuple(categories))
 
@@ -96,15 +98,29 @@ def _blend_to_threshold(
     category: str,
     pairs: Sequence[tuple[UInt8, UInt8]],
 ) -> list[UInt8]:
-    """Bisection of the blend between each good and odd frame, all pairs in one batch."""
+    """Of each good and odd frame the blend nearest to the threshold, the nearest pair first.
+
+    Bisection, all pairs in one batch; what is measured is the frame as it will be stored.
+    """
     low, high = np.zeros(len(pairs)), np.full(len(pairs), 2.0)
+    nearest = [(math.inf, good) for good, _ in pairs]
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        found = _inspect(bundle, backend, category, _blends(pairs, middle))
+        blends = _blends(pairs, middle)
+        found = _inspect(bundle, backend, category, [_through_jpeg(blend) for blend in blends])
         for row, finding in enumerate(found):
-            failed = calibration.judge(finding, backend.key).decision == "FAIL"
+            judgement = calibration.judge(finding, backend.key)
+            nearest[row] = min(nearest[row], (_off(judgement), blends[row]), key=lambda n: n[0])
+            failed = judgement.decision is Decision.FAIL
             (high if failed else low)[row] = middle[row]
-    return _blends(pairs, low)
+    return [image for _, image in sorted(nearest, key=lambda n: n[0])]
+
+
+def _off(judgement: Judgement) -> float:
+    """How far a surprise lies from its threshold, relative to it."""
+    if judgement.surprise is None or not judgement.threshold:
+        return math.inf
+    return abs(judgement.surprise / judgement.threshold - 1)
 
 
 def _blends(pairs: Sequence[tuple[UInt8, UInt8]], share: np.ndarray) -> list[UInt8]:

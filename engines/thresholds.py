@@ -31,14 +31,16 @@ def calibrate_everywhere(
 
     Where the data cannot carry the promise the bundle stays uncalibrated, and a sentence says so.
     """
+    calibration = Calibration(bundle_id=bundle.bundle_id, entries={})
     try:
-        bundle = _with_parity_frames(bundle, held_out, settings)
-        calibration = Calibration(bundle_id=bundle.bundle_id, entries={})
         for name in ENGINES:
             fresh = _calibrated(bundle, name, held_out, settings, progress)
             calibration = calibration.joined(fresh) if fresh else calibration
+        bundle = _with_parity_frames(bundle, calibration, held_out, settings.seed)
     except BadData as refusal:
         return bundle, [f"not calibrated: {refusal}"]
+    # The graphs are the same; only the parity frames have joined them.
+    calibration = calibration.model_copy(update={"bundle_id": bundle.bundle_id})
     calibration.save(bundle.folder / CALIBRATION)
     return bundle, [_promise(calibration)]
 
@@ -97,19 +99,15 @@ def unseen_good(
 
 
 def _with_parity_frames(
-    bundle: Bundle, held_out: Mapping[str, Sequence[UInt8]], settings: TrainSettings
+    bundle: Bundle,
+    calibration: Calibration,
+    held_out: Mapping[str, Sequence[UInt8]],
+    seed: int,
 ) -> Bundle:
     from engines.export import reseal
 
-    with open_backend(bundle, "openvino", "f32") as engine:
-        first = fit_calibration(
-            bundle,
-            engine,
-            held_out,
-            max_false_reject=settings.max_false_reject,
-            confidence=settings.confidence,
-        )
-        frames = choose_frames(bundle, engine, first, held_out, settings.seed)
+    with open_backend(bundle, *ENGINES[0]) as engine:
+        frames = choose_frames(bundle, engine, calibration, held_out, seed)
     save_frames(frames, bundle.folder)
     return reseal(bundle)
 

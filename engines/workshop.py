@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,7 @@ def train_bundle(
     training = {
         "settings": settings.model_dump(mode="json"),
         "steps": reached.step,
-        "loss": reached.loss,
+        "loss": None if math.isnan(reached.loss) else reached.loss,
         "good": {part.category: len(part.train) for part in parts},
         "held_out": {part.category: len(part.held_out) for part in parts},
         "trained_on": sorted(fingerprint(image) for part in parts for image in part.train),
@@ -81,7 +82,10 @@ def train_bundle(
     )
     progress("export", 1.0, bundle.bundle_id)
     bundle, sentences = calibrate_everywhere(bundle, _held_out(parts), settings, progress)
-    return Trained(bundle, (f"{reached.step} steps, loss {reached.loss:.4f}", *sentences))
+    done = f"{reached.step} steps"
+    if not math.isnan(reached.loss):  # it is where a finished run was resumed
+        done += f", loss {reached.loss:.4f}"
+    return Trained(bundle, (done, *sentences))
 
 
 def _fit(
@@ -132,7 +136,7 @@ def _fit(
 
 def _samples(images: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Two images of each category, to be looked at beside their reconstruction."""
-    rows = torch.cat([torch.nonzero(ids == category)[:2, 0] for category in ids.unique()])
+    rows = torch.cat([torch.nonzero(ids == category)[:2, 0] for category in torch.unique(ids)])
     return images[rows], ids[rows]
 
 
