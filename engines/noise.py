@@ -25,8 +25,7 @@ def cosine_alpha_bar(levels: int = 10, beta_max: float = 0.999) -> Float64:
 
 def linear_alpha_bar(levels: int = 1000, first: float = 0.0015, last: float = 0.0195) -> Float64:
     """Linear betas, the schedule of the latent diffusion that D3AD uses, [levels]."""
-    alpha_bar: Float64 = np.cumprod(1 - np.linspace(first, last, levels))
-    return alpha_bar
+    return np.asarray(np.cumprod(1 - np.linspace(first, last, levels)), np.float64)
 
 
 def scaled_linear_alpha_bar(
