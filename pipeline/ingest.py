@@ -19,7 +19,7 @@ from engines.bundle import open_bundle
 from engines.contracts import BadFrame, Frame, Reason, StreamLost, UInt8
 from engines.images import to_model_input
 from pipeline.config import CameraSettings, LineSettings
-from pipeline.journal import Journal
+from pipeline.journal import Journal, journal_path
 from pipeline.recording import Recorder
 from pipeline.sources import BadExposure, open_source
 from pipeline.sources.source import Exposure
@@ -34,10 +34,11 @@ RETRY_MAX_S = 2.0
 OWED_MAX = 50_000  # frames journalled while the server is away; then the source has to wait
 CLEAR_MS = 5.0  # a clock known less well than this shortens the gate
 STOP_PATIENCE_S = 10.0
+ACT_PATIENCE_S = 3.0  # for a sink to act on the last verdicts; some outputs never do
 
 
 def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> None:
-    """Feed one camera's stream until its source ends or ``stop`` is set, then see all answered.
+    """Feed one camera's stream until its source ends or ``stop`` is set, then see all dealt with.
 
     Raises SourceLost, StreamLost where the server cannot be reached at the start or the end, and
     BadConfig or BadBundle for what the settings name.
@@ -49,7 +50,7 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
         ExitStack() as stack,
         reporting(ROLE, settings.log_level, settings.metrics.host, port),
         open_stream(settings.redis.address(), settings.redis.namespace) as stream,
-        Journal(settings.run_dir / f"{camera}.journal") as journal,
+        Journal(journal_path(settings.run_dir, camera)) as journal,
         open_source(chosen.source, camera) as source,
     ):
         intake = Intake(stream, journal, chosen, size)
@@ -95,6 +96,8 @@ class Intake:
         self._settle_at = 0.0  # monotonic seconds
         self._retry_at = 0.0  # monotonic seconds; only meaningful while failures > 0
         self._failures = 0  # consecutive, of the server
+        self._knows_sink = False  # whether any server has met one
+        self._waits = False  # whether a frame was open at the last look
         self._resume()
 
     def take(self, exposure: Exposure) -> FrameHead:
@@ -102,6 +105,7 @@ class Intake:
         frame = self._described(exposure)
         head = head_of(frame) if isinstance(frame, FrameEntry) else frame
         self._journal.add(head)
+        self._waits = True
         try:
             self._connect()
             self._send(frame, head)
@@ -120,10 +124,26 @@ class Intake:
                 self._lose(error)
 
     def finish(self, stop: threading.Event) -> None:
-        """Return when every frame is answered; what outlives its gate is answered from here."""
+        """Return when every frame is answered, and as a rule acted on.
+
+        What outlives its gate is answered from here; what no sink acts on stays in the journal.
+        """
+        self._see_answered(stop)
+        give_up_s = time.monotonic() + ACT_PATIENCE_S
+        while self._journal.owed and time.monotonic() < give_up_s:
+            try:
+                self._connect()
+                self._settle(at_once=True)
+            except StreamLost as error:
+                self._lose(error)
+                give_up_s = max(give_up_s, self._retry_at + ACT_PATIENCE_S)
+            time.sleep(LOOK_S)
+
+    def _see_answered(self, stop: threading.Event) -> None:
         began = time.monotonic()
         gate_s = self._camera.gate_ms / 1e3 + 2
-        while self._journal.owed:
+        self._waits = bool(self._journal.owed)
+        while self._waits:
             patience_s = min(gate_s, STOP_PATIENCE_S) if stop.is_set() else gate_s
             last_chance = time.monotonic() - began > patience_s
             try:
@@ -195,13 +215,12 @@ class Intake:
         elif not self._has_credit():
             self._refuse(head, Reason.OVERRUN)
         else:
-            self._stream.admit(frame)
+            self._stream.admit(frame, begun=True)
             self._credits -= 1
             facts.count("frames_captured_total", camera=head.camera)
 
     def _refuse(self, head: FrameHead, reason: Reason) -> None:
-        self._stream.refuse(undecided(head, reason, self._stream.now_ns()))
-        self._journal.settle([head.frame_id])
+        self._stream.refuse(undecided(head, reason, self._stream.now_ns()), begun=True)
         facts.count("frames_refused_total", camera=head.camera, reason=reason)
 
     def _has_credit(self) -> bool:
@@ -220,19 +239,21 @@ class Intake:
             return True
 
     def _settle(self, at_once: bool = False) -> None:
-        """Strike what has been answered from the journal."""
+        """Strike from the journal what a sink has acted on."""
         now = time.monotonic()
         if now < self._settle_at and not at_once:
             return
         self._settle_at = now + SETTLE_S
-        open_now = set(self._stream.open_ids(self._camera.name))
+        standing = self._stream.standing(self._camera.name, knows_sink=self._knows_sink)
         if self._stream.server_incarnation() != self._journal.incarnation:
             self._resume()  # that server's empty open set does not mean answered
             return
-        self._journal.settle(
-            [frame_id for frame_id in self._journal.owed if frame_id not in open_now]
-        )
-        facts.gauge("frames_open", len(open_now), camera=self._camera.name)
+        self._knows_sink |= standing.has_sink
+        owed = self._journal.owed
+        pending = standing.open | standing.unacted.keys()
+        self._journal.settle([frame for frame in owed if frame not in pending], standing.acted)
+        self._waits = not standing.open.isdisjoint(owed)
+        facts.gauge("frames_open", len(standing.open), camera=self._camera.name)
 
     def _lose(self, error: StreamLost) -> None:
         if self._failures and time.monotonic() < self._retry_at:
@@ -254,14 +275,20 @@ class Intake:
         facts.event("stream_back", camera=self._camera.name)
 
     def _resume(self) -> None:
-        """Settle what is owed from before; a server that has restarted begins a new epoch."""
+        """Answer what is owed from before; a server that has restarted begins a new epoch.
+
+        What was answered and perhaps not acted on is answered again; the sink knows what it did.
+        """
         incarnation = self._stream.server_incarnation()
         restarted = incarnation != self._journal.incarnation
+        if restarted:
+            self._stream.recall(self._camera.name, self._journal.totals)
         self._answer_owed(Reason.TRANSPORT_RESTART, also_open=restarted)
         if restarted or not self._epoch:
             self._journal.belong_to(incarnation)
             self._epoch, self._counter = self._stream.begin_epoch(self._camera.name), 0
         self._credits = 0
+        self._settle(at_once=True)
 
     def _answer_owed(self, reason: Reason, also_open: bool = True) -> None:
         """Answer for owed frames; those the server knows as answered it does not take again."""
@@ -273,9 +300,6 @@ class Intake:
                 self._stream.refuse(verdict)
             elif also_open:
                 self._stream.answer_open(verdict)
-            else:
-                continue
-            self._journal.settle([head.frame_id])
 
 
 def _cropped(image: UInt8, crop: tuple[int, int, int, int] | None) -> UInt8:

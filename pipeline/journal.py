@@ -1,7 +1,8 @@
 """What ingest still owes an answer for, on disk: not even the loss of the server forgets a part.
 
-An append-only file of one camera: the head of each frame before it is admitted, and a line when its
-verdict is known to exist. It is bounded twice: the camera's credits bound what is owed, and the
+An append-only file of one camera: the head of each frame before it is admitted, and a line when a
+sink is known to have acted on its verdict, with the totals of all such frames: a server that begins
+again recalls them. It is bounded twice: the camera's credits bound what is owed, and the
 file is written anew when the settled lines outweigh the owed ones. Written through to the operating
 system, which survives the death of the process; a power cut also stops the belt.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -20,12 +21,18 @@ from pipeline.wire import FrameHead, head_bytes, head_from
 COMPACT_LINES = 4096  # about 1 MB
 
 
+def journal_path(run_dir: Path, camera: str) -> Path:
+    """Where the journal of a camera is kept."""
+    return run_dir / f"{camera}.journal"
+
+
 class Journal:
-    """The heads of one camera's frames that are admitted and not known to be answered."""
+    """The heads of one camera's frames that are admitted and not known to be dealt with."""
 
     def __init__(self, path: Path) -> None:
         self.owed: dict[str, FrameHead] = {}  # frame_id -> head, oldest first
         self.incarnation = ""  # of the server that holds them
+        self.totals: dict[str, int] = {}  # ledger field -> frames dealt with, of all servers
         self._path = path
         self._load()
         try:
@@ -39,11 +46,17 @@ class Journal:
         self.owed[head.frame_id] = head
         self._write(head_bytes(head))
 
-    def settle(self, frame_ids: Iterable[str]) -> None:
-        """Owe nothing any more for these frames."""
+    def settle(self, frame_ids: Iterable[str], totals: Mapping[str, int] | None = None) -> None:
+        """Owe nothing any more for these frames, which the ``totals`` include."""
         settled = [frame_id for frame_id in frame_ids if self.owed.pop(frame_id, None)]
-        if settled:
-            self._write(json.dumps({"settled": settled}).encode())
+        counts = self.totals if totals is None else dict(totals)
+        if settled or counts != self.totals:
+            self.totals = counts
+            self._write(json.dumps({"settled": settled, "totals": counts}).encode())
+
+    def count_anew(self) -> None:
+        """Begin the totals of another run; what is owed stays owed."""
+        self.settle((), {})
 
     def belong_to(self, incarnation: str) -> None:
         """Note the server that holds the frames from now on."""
@@ -69,7 +82,8 @@ class Journal:
 
     def _compact(self) -> None:
         fresh = self._path.with_suffix(".new")
-        lines = [json.dumps({"incarnation": self.incarnation}).encode()]
+        about = ({"incarnation": self.incarnation}, {"settled": [], "totals": self.totals})
+        lines = [json.dumps(record).encode() for record in about]
         lines += [head_bytes(head) for head in self.owed.values()]
         fresh.write_bytes(b"\n".join(lines) + b"\n")
         fresh.replace(self._path)
@@ -88,7 +102,10 @@ class Journal:
         match record:
             case {"incarnation": str(incarnation)}:
                 self.incarnation = incarnation
-            case {"settled": list(frame_ids)}:
+            case {"settled": list(frame_ids), **others}:
+                match others:
+                    case {"totals": dict(totals)}:
+                        self.totals = {str(field): int(count) for field, count in totals.items()}
                 for frame_id in frame_ids:
                     self.owed.pop(str(frame_id), None)
             case _:

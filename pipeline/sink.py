@@ -22,7 +22,7 @@ from pipeline.lanes import Lane, outlasting_loss
 from pipeline.outputs import OutputLane, open_outputs
 from pipeline.outputs.reject import FileReject, NoReject, RejectSignal
 from pipeline.pulse import Pulse
-from pipeline.stream import Stream, VerdictDelivery, open_stream
+from pipeline.stream import Stream, VerdictDelivery, ledger_field, open_stream
 from pipeline.telemetry import facts, reporting
 
 ROLE = "sink"
@@ -93,6 +93,7 @@ class Owed:
     """One frame's verdict on its way through the outputs."""
 
     left: int  # outputs that still have to act
+    field: str  # of the ledger; what the first of its verdicts counts as
     deliveries: dict[str, VerdictDelivery]  # by entry id; rarely more than one
 
 
@@ -144,11 +145,12 @@ class Inbox:
                 owed = self._owed[frame_id]
                 owed.left -= 1
                 if owed.left <= 0:
+                    self._acted.add({frame_id: owed.field})  # before anyone says so
                     self._done.extend(self._owed.pop(frame_id).deliveries.values())
-                    self._acted.add([frame_id])
 
         with self._lock:
-            self._owed[frame_id] = Owed(outputs, {delivery.entry_id: delivery})
+            field = ledger_field(delivery.verdict)
+            self._owed[frame_id] = Owed(outputs, field, {delivery.entry_id: delivery})
         if not outputs:
             sign()
         return sign
@@ -157,7 +159,9 @@ class Inbox:
         """Acknowledge what is dealt with, and let the stream forget what nobody needs."""
         done = [self._done.popleft() for _ in range(len(self._done))]
         if done:
-            self._patiently(self._stream.acknowledge_verdicts, self._group, done)
+            names = {delivery.verdict.frame_id for delivery in done}
+            acted = {frame_id: self._acted.field(frame_id) for frame_id in names}
+            self._patiently(self._stream.acknowledge_verdicts, self._group, done, acted)
         if time.monotonic() >= self._trim_at:
             self._trim_at = time.monotonic() + TRIM_S
             for camera in self._cameras:

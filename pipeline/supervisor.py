@@ -16,6 +16,7 @@ from pathlib import Path
 from engines.contracts import EngineFault, StreamLost
 from pipeline.config import LineSettings
 from pipeline.crew import Crew
+from pipeline.journal import Journal, journal_path
 from pipeline.pulse import Pulse
 from pipeline.server import embedded_server
 from pipeline.stream import Ledger, open_stream
@@ -31,17 +32,19 @@ def run_line(
     settings: LineSettings,
     stop: threading.Event,
     line: Path,
-    redis_url: str | None = None,
+    server: Server | str | None = None,
     on_ready: Callable[[], None] | None = None,
 ) -> dict[str, Ledger]:
     """Run a line until its sources end or ``stop`` is set; the ledger of each camera.
 
-    ``redis_url`` is a server that the caller keeps; without it an embedded line starts its own.
+    ``server`` comes from ``line_server``, or is the address of one that the caller keeps; without
+    it the line has its own.
     Raises GivenUp where a process cannot be kept alive, StreamLost where there is no server.
     Call it from a thread that lives as long as the line.
     """
     with ExitStack() as stack:
-        server = stack.enter_context(_server(settings, redis_url))
+        if not isinstance(server, Server):
+            server = stack.enter_context(line_server(settings, server))
         stream = stack.enter_context(open_stream(server.url, settings.redis.namespace))
         pulse = stack.enter_context(closing(Pulse(server.url, settings.redis.namespace)))
         crew = Crew(line.resolve(), settings.run_dir, _environment(settings, server))
@@ -114,11 +117,15 @@ class Server:
 
 
 @contextmanager
-def _server(settings: LineSettings, redis_url: str | None) -> Iterator[Server]:
+def line_server(settings: LineSettings, redis_url: str | None = None) -> Iterator[Server]:
+    """The server of a line: one that others keep, or the embedded one, whose ledgers begin at 0."""
     if redis_url is not None or not settings.redis.embedded:
         yield Server(redis_url or settings.redis.address())
         return
     with Server("", settings.run_dir / "redis") as server:
+        for name in settings.camera_names:
+            with Journal(journal_path(settings.run_dir, name)) as journal:
+                journal.count_anew()
         yield server
 
 

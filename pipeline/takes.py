@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +22,8 @@ from pipeline.config import LineSettings, load_line
 from pipeline.merge import merge_recordings
 from pipeline.recording import Recorder, read_exposures, read_verdicts
 from pipeline.report import Tally, run_report
-from pipeline.server import embedded_server
 from pipeline.stream import open_stream
-from pipeline.supervisor import run_line
+from pipeline.supervisor import line_server, run_line
 from pipeline.watch import watching
 
 if TYPE_CHECKING:
@@ -73,11 +71,11 @@ def run_watched(
         see(delivery)
 
     with (
-        _server(settings) as url,
-        open_stream(url, settings.redis.namespace) as stream,
+        line_server(settings) as server,
+        open_stream(server.url, settings.redis.namespace) as stream,
         watching(stream, settings.camera_names, look),
     ):
-        ledgers = run_line(settings, stop, line, redis_url=url)
+        ledgers = run_line(settings, stop, line, server)
     return run_report(ledgers, tally)
 
 
@@ -193,12 +191,3 @@ def _speed(text: str) -> float | str:
     if speed <= 0:
         raise BadConfig(f"speed {text!r} is no speed; give 1, 2.5 or max")
     return speed
-
-
-@contextmanager
-def _server(settings: LineSettings) -> Iterator[str]:
-    if not settings.redis.embedded:
-        yield settings.redis.address()
-        return
-    with embedded_server(settings.run_dir / "redis") as url:
-        yield url

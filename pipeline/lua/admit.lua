@@ -1,16 +1,22 @@
 #!lua flags=allow-oom
 -- Take a frame into the open set, once. Runs in one MULTI with the XADD of the payload, which never
 -- passes through here. A camera's ids ascend, so an id at or below the highest one taken is a repeat,
--- whether its frame is still open or was answered long ago.
--- KEYS open, heads, ledger; ARGV entry id, deadline (microseconds), head. Returns 1 if taken.
-local open, heads, ledger = unpack(KEYS)
-local id, deadline_us, head = unpack(ARGV)
+-- whether its frame is still open or was answered long ago. A server that was lost and came back unseen
+-- must not take a new frame before those that were open at its loss: it has not begun their epoch.
+-- KEYS open, heads, ledger, epoch
+-- ARGV entry id, deadline (microseconds), head, '1' where its epoch must be the one begun here
+-- Returns 1 if taken.
+local open, heads, ledger, epoch = unpack(KEYS)
+local id, deadline_us, head, must_be_begun = unpack(ARGV)
 
 local function parts(text)
   local epoch, counter = string.match(text, '^(%d+)-(%d+)$')
   return tonumber(epoch), tonumber(counter)
 end
 
+if must_be_begun == '1' and redis.call('GET', epoch) ~= string.match(id, '^%d+') then
+  return redis.error_reply('UNBEGUN this server has not begun the epoch of ' .. id)
+end
 local highest = redis.call('HGET', ledger, 'highest_id')
 if highest then
   local epoch, counter = parts(id)

@@ -3,11 +3,11 @@
 -- while the entry is pending for it with the delivery count it was handed (the fencing token); the
 -- gate keeper gives no consumer and only has to find the frame open. Full memory does not stop it:
 -- answering is what frees memory.
--- KEYS frames, open, heads, ledger, verdicts, quarantine
+-- KEYS frames, open, heads, ledger, verdicts, quarantine, unacted
 -- ARGV group, entry id, consumer or '', deliveries, ledger field, verdict, mask, picture,
 --      map, quarantine length, fields to set aside in quarantine...
 -- Returns 1 if the verdict was written.
-local frames, open, heads, ledger, verdicts, quarantine = unpack(KEYS)
+local frames, open, heads, ledger, verdicts, quarantine, unacted = unpack(KEYS)
 local group, id, consumer, deliveries, outcome = unpack(ARGV, 1, 5)
 
 if consumer ~= '' then
@@ -32,6 +32,7 @@ if is_open then
     'verdict', ARGV[6], 'mask', ARGV[7], 'picture', ARGV[8], 'map', ARGV[9])
   redis.call('HSET', ledger, 'verdicts_start', start, 'verdicts', number)
   redis.call('HINCRBY', ledger, outcome, 1)
+  redis.call('HSET', unacted, id, outcome)
   redis.call('ZREM', open, id)
   redis.call('HDEL', heads, id)
 end

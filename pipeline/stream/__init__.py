@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from pipeline.stream.facts import Delivery, Ledger, Memory, VerdictDelivery
+from pipeline.stream.facts import Delivery, Ledger, Memory, Standing, VerdictDelivery, ledger_field
 from pipeline.stream.frames import Stream, open_stream
 
-__all__ = ["Delivery", "Ledger", "Memory", "Stream", "VerdictDelivery", "open_stream"]
+__all__ = [
+    "Delivery",
+    "Ledger",
+    "Memory",
+    "Standing",
+    "Stream",
+    "VerdictDelivery",
+    "ledger_field",
+    "open_stream",
+]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from engines.contracts import BadConfig, Decision, Verdict
 from pipeline.wire import CAMERA_NAME
 
 UNDECIDED_FIELD = "undecided:"
+OUTCOMES = {Decision.PASS.lower(), Decision.FAIL.lower()}
 
 
 class Keys:
     """Keys of one camera. They share its hash tag, so a cluster keeps a camera on one shard."""
 
-    __slots__ = ("epoch", "frames", "heads", "ledger", "open", "quarantine", "verdicts")
+    __slots__ = ("epoch", "frames", "heads", "ledger", "open", "quarantine", "unacted", "verdicts")
 
     def __init__(self, namespace: str, camera: str) -> None:
         if not re.fullmatch(CAMERA_NAME, camera, re.ASCII):
@@ -30,6 +32,7 @@ class Keys:
     heads: str  # hash: entry id -> what is known about the part, as long as it is open
     ledger: str  # hash: counts, and the highest entry id ever taken
     verdicts: str  # stream: one entry per frame
+    unacted: str  # hash: entry id -> ledger field, what is answered and no sink has acted on
     quarantine: str  # stream: the last few entries that no inspector could read
     epoch: str
 
@@ -63,7 +66,7 @@ class VerdictDelivery:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Counts of one camera since its server began; ``residual`` is 0 at rest."""
+    """Counts of one camera, over a server that was lost too; ``residual`` is 0 at rest."""
 
     captured: int
     passed: int
@@ -75,6 +78,16 @@ class Ledger:
     def residual(self) -> int:
         """Frames captured that have no verdict."""
         return self.captured - self.passed - self.failed - sum(self.undecided.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the frames of one camera stand, at one instant."""
+
+    open: Set[str]  # frame ids without a verdict
+    unacted: Mapping[str, str]  # frame_id -> ledger field, answered and not acted on by a sink
+    acted: Mapping[str, int]  # ledger field -> frames that are dealt with
+    has_sink: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +111,26 @@ def ledger_from(counts: Mapping[bytes, bytes], still_open: int) -> Ledger:
     undecided = {
         name.removeprefix(UNDECIDED_FIELD): int(value)
         for name, value in numbers.items()
-        if name.startswith(UNDECIDED_FIELD)
+        if name.startswith(UNDECIDED_FIELD) and int(value)
     }
     captured, passed, failed = (int(numbers.get(name, 0)) for name in ("captured", "pass", "fail"))
     return Ledger(captured, passed, failed, undecided, still_open)
+
+
+def standing_from(
+    camera: str, still_open: Sequence[bytes], unacted: Sequence[bytes], counts: Sequence[bytes]
+) -> tuple[Set[str], Mapping[str, str], Mapping[str, int]]:
+    """The open, the unacted and the count of the acted, of one camera's keys."""
+    waiting = {f"{camera}/{frame.decode()}": field.decode() for frame, field in _pairs(unacted)}
+    answered = {
+        name: int(value)
+        for raw, value in _pairs(counts)
+        if (name := raw.decode()) in OUTCOMES or name.startswith(UNDECIDED_FIELD)
+    }
+    acted = Counter(answered)
+    acted.subtract(Counter(waiting.values()))
+    return {f"{camera}/{entry_id.decode()}" for entry_id in still_open}, waiting, +acted
+
+
+def _pairs(flat: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    return zip(flat[::2], flat[1::2], strict=True)

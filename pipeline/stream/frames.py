@@ -33,7 +33,7 @@ GROUP = "inspect"
 QUARANTINE_LENGTH = 64
 QUARANTINE_ENTRY_BYTES = 524_288  # so a camera's quarantine never exceeds 32 MiB
 REFUSAL_NS = 1_000_000_000  # a frame half refused waits that long for the gate keeper
-ADMIT_KEYS, ANSWER_KEYS = 3, 6
+ADMIT_KEYS, ANSWER_KEYS = 4, 7
 
 
 @contextmanager
@@ -66,39 +66,43 @@ class Stream(Verdicts):
         with self._translated():
             return max(0, budget - int(self._commands.zcard(self._of(camera).open)))
 
-    def admit(self, entry: FrameEntry) -> bool:
+    def admit(self, entry: FrameEntry, *, begun: bool = False) -> bool:
         """Open a frame and hand it to the inspectors, in one round trip; False if it is a repeat.
 
         A camera's frame ids ascend, which makes a repeat after a lost reply (or after the answer)
-        known as one. A full server refuses as StreamLost and has then changed nothing.
+        known as one. A full server refuses as StreamLost and has then changed nothing; so does,
+        with ``begun``, one that has not begun this epoch, since it was lost in between.
         """
         keys, entry_id = self._place(entry.frame_id)
         fields = to_fields(entry)
         payload = [part for field in fields.items() for part in field]
         with self._translated(), self._commands.pipeline(transaction=True) as pipe:
             pipe.execute_command(
-                *self._admission(keys, entry_id, entry.deadline_ns, fields["head"])
+                *self._admission(keys, entry_id, entry.deadline_ns, fields["head"], begun=begun)
             )
             pipe.execute_command("XADD", keys.frames, entry_id, *payload)
             taken, added = pipe.execute(raise_on_error=False)
             # XADD refuses an id it has had: right for a repeat, an error for a new frame.
+            is_taken = bool(taken) and not isinstance(taken, exceptions.RedisError)
+            if not is_taken and not isinstance(added, exceptions.RedisError):
+                self._commands.xdel(keys.frames, entry_id)  # a refused frame, new to this stream
             for refusal in (taken, added if taken else None):
                 if isinstance(refusal, exceptions.RedisError):
                     raise refusal
-            if not taken and not isinstance(added, exceptions.RedisError):
-                self._commands.xdel(keys.frames, entry_id)  # a refused frame, new to this stream
         return bool(taken)
 
-    def refuse(self, verdict: Verdict) -> bool:
+    def refuse(self, verdict: Verdict, *, begun: bool = False) -> bool:
         """Answer a frame that reaches no inspector (overrun, a lost server): False if answered.
 
         Counts it as captured where the server does not know it; call it in the order of frame ids.
+        ``begun`` as in ``admit``.
         """
         keys, entry_id = self._place(verdict.frame_id)
         head = head_bytes(head_of(verdict))
         # Opened, then answered. Not one MULTI, which a full server refuses: if we die in between,
         # the gate keeper finds the frame open.
-        opened = self._admission(keys, entry_id, verdict.decided_ns + REFUSAL_NS, head)
+        gate_ns = verdict.decided_ns + REFUSAL_NS
+        opened = self._admission(keys, entry_id, gate_ns, head, begun=begun)
         arguments = (*_answer_keys(keys), *_answer_arguments(verdict, entry_id))
         with self._translated(), self._commands.pipeline(transaction=False) as pipe:
             pipe.execute_command(*opened)
@@ -251,11 +255,18 @@ class Stream(Verdicts):
             self.answer_open(undecided(head, Reason.BAD_FRAME, self.now_ns()))
 
     def _admission(
-        self, keys: Keys, entry_id: str, deadline_ns: int, head: bytes | memoryview
+        self,
+        keys: Keys,
+        entry_id: str,
+        deadline_ns: int,
+        head: bytes | memoryview,
+        *,
+        begun: bool,
     ) -> tuple[str | int | bytes | memoryview, ...]:
         # EVAL with its text, not EVALSHA: an unknown script would fail inside MULTI, alone.
-        open_keys = (keys.open, keys.heads, keys.ledger)
-        return ("EVAL", self._admit, ADMIT_KEYS, *open_keys, entry_id, deadline_ns // 1000, head)
+        named = (keys.open, keys.heads, keys.ledger, keys.epoch)
+        told = (entry_id, deadline_ns // 1000, head, int(begun))
+        return ("EVAL", self._admit, ADMIT_KEYS, *named, *told)
 
     def _place(self, frame_id: str) -> tuple[Keys, str]:
         try:
@@ -266,7 +277,15 @@ class Stream(Verdicts):
 
 
 def _answer_keys(keys: Keys) -> list[str]:
-    return [keys.frames, keys.open, keys.heads, keys.ledger, keys.verdicts, keys.quarantine]
+    return [
+        keys.frames,
+        keys.open,
+        keys.heads,
+        keys.ledger,
+        keys.verdicts,
+        keys.quarantine,
+        keys.unacted,
+    ]
 
 
 def _answer_arguments(

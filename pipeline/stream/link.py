@@ -26,7 +26,17 @@ CONNECT_TIMEOUT_S = 2.0
 REPLY_TIMEOUT_S = 5.0
 BLOCK_MAX_MS = 2000  # a stop is noticed, and a dead peer, within REPLY_TIMEOUT_S more
 CLOCK_PERIOD_NS = 1_000_000_000
-SCRIPTS = ("answer", "renew", "reclaim", "trim_verdicts", "ledger", "begin_epoch")
+SCRIPTS = (
+    "answer",
+    "acknowledge",
+    "begin_epoch",
+    "ledger",
+    "recall",
+    "reclaim",
+    "renew",
+    "standing",
+    "trim_verdicts",
+)
 
 
 def lua(name: str) -> str:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from engines.contracts import BadFrame, StreamLost
-from pipeline.stream.facts import Ledger, VerdictDelivery, ledger_from
+from pipeline.stream.facts import (
+    Ledger,
+    Standing,
+    VerdictDelivery,
+    ledger_field,
+    ledger_from,
+    standing_from,
+)
 from pipeline.stream.link import BLOCK_MAX_MS, Link
 from pipeline.wire import verdict_from
 
@@ -57,12 +64,31 @@ class Verdicts(Link):
             deliveries += self._decode(camera, entries, group)
         return deliveries
 
-    def acknowledge_verdicts(self, group: str, deliveries: Iterable[VerdictDelivery]) -> None:
-        """This group has acted on these verdicts."""
-        with self._translated(), self._commands.pipeline(transaction=False) as pipe:
-            for delivery in deliveries:
-                pipe.xack(self._of(delivery.camera).verdicts, group, delivery.entry_id)
-            pipe.execute()
+    def acknowledge_verdicts(
+        self,
+        group: str,
+        deliveries: Iterable[VerdictDelivery],
+        acted: Mapping[str, str] | None = None,
+    ) -> None:
+        """This group has acted on these verdicts.
+
+        ``acted`` gives, by frame id, the ledger field that was acted on where it is not the
+        verdict's own: the frame was answered before, by a server that was lost.
+        """
+        words: dict[str, list[str]] = {}
+        for delivery in deliveries:
+            frame_id, written = delivery.verdict.frame_id, ledger_field(delivery.verdict)
+            words.setdefault(delivery.camera, []).extend(
+                (
+                    delivery.entry_id,
+                    frame_id.rpartition("/")[2],
+                    written,
+                    (acted or {}).get(frame_id) or written,
+                )
+            )
+        for camera, of_camera in words.items():
+            keys = self._of(camera)
+            self._run("acknowledge", [keys.verdicts, keys.unacted, keys.ledger], group, *of_camera)
 
     def trim_verdicts(self, camera: str, keep: int = 0) -> int:
         """Delete what every group has acknowledged, except the newest ``keep``; how many went."""
@@ -89,6 +115,24 @@ class Verdicts(Link):
         keys = self._of(camera)
         flat, still_open = self._run("ledger", [keys.ledger, keys.open])
         return ledger_from(dict(zip(flat[::2], flat[1::2], strict=True)), still_open)
+
+    def standing(self, camera: str, *, knows_sink: bool = False) -> Standing:
+        """Where the frames of a camera stand; without a sink, what is answered is dealt with.
+
+        ``knows_sink``: there is one, though a server that has just begun has not met it yet.
+        """
+        keys = self._of(camera)
+        names = [keys.open, keys.unacted, keys.ledger, keys.verdicts]
+        *told, sinks = self._run("standing", names, int(knows_sink))
+        return Standing(*standing_from(camera, *told), has_sink=sinks > 0)
+
+    def recall(self, camera: str, acted: Mapping[str, int]) -> bool:
+        """Begin the ledger of a server that has none with what was dealt with before its loss."""
+        if not acted:
+            return False
+        words = [word for field in acted.items() for word in field]
+        total = sum(acted.values())
+        return bool(self._run("recall", [self._of(camera).ledger], "captured", total, *words))
 
     def _decode(self, camera: str, entries: Entries, group: str = "") -> list[VerdictDelivery]:
         """Entries as verdicts. What is none is not ours: acknowledged, so it blocks nothing."""

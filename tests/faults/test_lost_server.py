@@ -7,51 +7,110 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from engines.contracts import Decision, Reason, Verdict
-from pipeline.config import load_line
-from pipeline.supervisor import run_line
+from pipeline.config import LineSettings, load_line
+from pipeline.stream import Ledger, open_stream
+from pipeline.takes import run_watched
 from tests.tiny_line import write_line, write_parts
 
-FRAMES = 60
+FRAMES = 40
+PATIENCE_S = 30.0
 
 
-def test_every_part_is_answered_though_the_server_is_killed(
+@dataclass
+class Loss:
+    """Kills a line's server while its sink stands still, so that verdicts are written unread."""
+
+    settings: LineSettings
+    unread: int = 0  # verdicts that no sink had acted on when the server died
+    error: list[BaseException] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Once a quarter of the parts is recorded: stop the sink, kill the server, go on."""
+        try:
+            self._run()
+        except BaseException as error:
+            self.error.append(error)
+
+    def _run(self) -> None:
+        folder, record = self.settings.run_dir / "redis", self.settings.run_dir / "verdicts.jsonl"
+        _wait_for(lambda: record.exists() and len(_lines(record)) >= FRAMES // 4)
+        sink = _process("sink")
+        sink.suspend()
+        recorded = len(_lines(record))
+        with open_stream(f"unix://{folder / 'redis.sock'}", self.settings.redis.namespace) as seen:
+            _wait_for(lambda: _answered(seen.ledger("left")) >= recorded + 4)
+            self.unread = _answered(seen.ledger("left")) - recorded
+        os.kill(int((folder / "redis.pid").read_text()), signal.SIGKILL)
+        sink.resume()
+
+
+def test_a_killed_server_costs_no_part_its_verdict_nor_the_report_its_totals(
     tmp_path: Path, grey_bundle: Path
 ) -> None:
-    """A new server, a new epoch; what was open is UNDECIDED(transport_restart); each part once."""
-    write_parts(tmp_path / "parts", FRAMES)
-    line = write_line(
-        tmp_path,
-        grey_bundle,
-        camera={
-            "source": {"kind": "folder", "path": "parts", "rate_hz": 20},
-            "gate_ms": 20_000,
-            "credits": 64,
-        },
-        sinks={"jsonl": {}},
-    )
-    settings = load_line(line)
-    record = settings.run_dir / "verdicts.jsonl"
-    killer = threading.Thread(target=_kill_server, args=(settings.run_dir, record))
-    killer.start()
-    ledger = run_line(settings, threading.Event(), line)["left"]
-    killer.join()
-    verdicts = [Verdict.model_validate_json(text) for text in record.read_bytes().splitlines()]
+    """A new server, a new epoch: each part is acted on once, and the report counts them all."""
+    settings, report, verdicts, loss = _run_with_loss(tmp_path, grey_bundle)
+    assert loss.unread >= 4
     assert Counter(verdict.part_id for verdict in verdicts) == Counter(
         f"{number:04d}" for number in range(FRAMES)
     )
-    assert (ledger.residual, ledger.open) == (0, 0)
-    undecided = {v.reason for v in verdicts if v.decision is Decision.UNDECIDED}
-    assert undecided <= {Reason.TRANSPORT_RESTART}
     assert len({verdict.frame_id.split("-")[0] for verdict in verdicts}) == 2
+    decisions = Counter(verdict.decision for verdict in verdicts)
+    restarted = decisions[Decision.UNDECIDED]
+    assert restarted >= loss.unread
+    assert {v.reason for v in verdicts if v.reason} == {Reason.TRANSPORT_RESTART}
+    assert (report["captured"], report["residual"]) == (FRAMES, 0)
+    assert (report["pass"], report["fail"]) == (decisions[Decision.PASS], decisions[Decision.FAIL])
+    assert report["undecided"] == {Reason.TRANSPORT_RESTART: restarted}
+    again = run_watched(settings, tmp_path / "line.yaml", lambda _: None, threading.Event())
+    assert (again["captured"], again["residual"], again["undecided"]) == (FRAMES, 0, {})
 
 
-def _kill_server(run_dir: Path, record: Path) -> None:
-    until = time.monotonic() + 60
-    while not (record.exists() and record.read_bytes().count(b"\n") >= FRAMES // 4):
-        if time.monotonic() > until:
-            return
+def _run_with_loss(
+    folder: Path, bundle: Path
+) -> tuple[LineSettings, dict[str, Any], list[Verdict], Loss]:
+    write_parts(folder / "parts", FRAMES)
+    source = {"kind": "folder", "path": "parts", "rate_hz": 20}
+    camera = {"source": source, "gate_ms": 20_000, "credits": 64}
+    line = write_line(folder, bundle, camera=camera, sinks={"jsonl": {}})
+    settings = load_line(line)
+    loss = Loss(settings)
+    killer = threading.Thread(target=loss.run)
+    killer.start()
+    report = run_watched(settings, line, lambda _: None, threading.Event())
+    killer.join()
+    assert not loss.error
+    lines = _lines(settings.run_dir / "verdicts.jsonl")
+    return settings, report, [Verdict.model_validate_json(line) for line in lines], loss
+
+
+def _answered(ledger: Ledger) -> int:
+    return ledger.captured - ledger.residual
+
+
+def _lines(record: Path) -> list[bytes]:
+    return record.read_bytes().splitlines()
+
+
+def _process(role: str) -> psutil.Process:
+    """The line's process of this role, a child of ours."""
+    [found] = [
+        child
+        for child in psutil.Process().children()
+        if child.cmdline()[1:4] == ["-m", "pipeline", role]
+    ]
+    return found
+
+
+def _wait_for(what: Callable[[], object]) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < until, "what was waited for never happened"
         time.sleep(0.01)
-    os.kill(int((run_dir / "redis" / "redis.pid").read_text()), signal.SIGKILL)

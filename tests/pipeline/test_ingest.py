@@ -159,6 +159,7 @@ def test_an_exposure_without_a_usable_image_is_a_bad_frame(tmp_path: Path, kind:
             bad = BadExposure("left", time.time_ns(), "the packet was lost", part_id="3")
             intake.take(frame() if kind == "outside" else bad)
             assert stream.ledger("left").undecided == {Reason.BAD_FRAME: 1}
+            intake.finish(threading.Event())
             assert not journal.owed
         stream.close()
 

@@ -219,9 +219,10 @@ def test_what_was_acted_on_is_remembered_within_bounds(tmp_path: Path) -> None:
     path = tmp_path / "sink.acted"
     with Acted(path) as acted:
         for first in range(0, 3 * REMEMBERED, 1000):
-            acted.add(f"left/1-{number}" for number in range(first, first + 1000))
+            acted.add({f"left/1-{number}": "pass" for number in range(first, first + 1000)})
     with Acted(path) as acted:
         assert f"left/1-{3 * REMEMBERED - 1}" in acted
         assert f"left/1-{2 * REMEMBERED}" in acted
         assert "left/1-0" not in acted
+        assert acted.field(f"left/1-{3 * REMEMBERED - 1}") == "pass"
     assert len(path.read_text().splitlines()) <= 2 * REMEMBERED
