@@ -86,10 +86,7 @@ def check_place(folder: Path) -> None:
 
 
 def _replace(folder: Path, fresh: Path) -> None:
-    """Put a fresh folder in the place of an older one, readable by whoever runs the line."""
-    fresh.chmod(0o755)  # a scratch folder and its weights are for their owner alone
-    for file in fresh.iterdir():
-        file.chmod(0o755 if file.is_dir() else 0o644)
+    """Put a fresh folder in the place of an older one."""
     if folder.exists():
         old = fresh.with_name(f"{fresh.name}-old")
         folder.rename(old)

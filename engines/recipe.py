@@ -7,6 +7,7 @@ make its parity set.
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -147,15 +148,25 @@ def load_recipe(path: Path | None, changes: dict[str, Any]) -> TrainSettings:
         try:
             raw = yaml.safe_load(path.read_text("utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise BadConfig(f"{path} cannot be read as YAML: {error}") from error
+            reason = " ".join(str(error).split())
+            raise BadConfig(f"{path} cannot be read as YAML: {reason}") from error
+    if not isinstance(raw, dict):
+        raise BadConfig(f"{path} holds no settings; start from configs/train.tiny.yaml")
     if "method" in changes:
         changes = changes | {"method": _method_name(changes["method"])}
     try:
         return TrainSettings.model_validate({**raw, **changes})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadConfig(f"training settings: {where}: {first['msg']}") from error
+        raise BadConfig(f"training settings: {_first_of(error)}") from error
+
+
+def _first_of(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    close = difflib.get_close_matches(where, TrainSettings.model_fields, 1)
+    if first["type"] == "extra_forbidden" and close:
+        return f"there is no {where}; did you mean {close[0]}?"
+    return f"{where}: {first['msg']}"
 
 
 def _method_name(given: str) -> str:
