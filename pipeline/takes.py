@@ -7,6 +7,7 @@ recording, each readable by itself.
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 from collections.abc import Callable
@@ -188,6 +189,6 @@ def _speed(text: str) -> float | str:
         speed = float(text)
     except ValueError:
         speed = 0.0
-    if speed <= 0:
+    if not 0 < speed < math.inf:
         raise BadConfig(f"speed {text!r} is no speed; give 1, 2.5 or max")
     return speed

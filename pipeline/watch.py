@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from engines.contracts import StreamLost
 from pipeline.stream import Stream, VerdictDelivery
@@ -39,10 +39,18 @@ def watching(
     thread.start()
     try:
         yield
-    finally:
-        stop.set()
-        thread.join()
+    except BaseException:
+        _end(stop, thread)
+        with suppress(StreamLost):  # what the block raised says more
+            look()
+        raise
+    _end(stop, thread)
     look()
+
+
+def _end(stop: threading.Event, thread: threading.Thread) -> None:
+    stop.set()
+    thread.join()
 
 
 def _newest(stream: Stream, camera: str) -> str:
