@@ -25,9 +25,9 @@ from pipeline.wire import FrameHead, undecided
 
 PERIOD_MS = 5.0
 BACK_OFF_S = 0.2
-LATE_AT_FIRST_MS = 20.0  # what is assumed before anything has been measured
+LATE_AT_FIRST_MS = 50.0  # what is assumed before anything has been measured
 LATE_MAX_MS = 1000.0  # a machine that sleeps longer than this is beyond what a margin can mend
-FORGET_S = 30.0  # a lateness has lost two thirds of its weight after so long
+FORGET_S = 60.0  # a lateness has lost two thirds of its weight after so long
 URGENT_NICENESS = -10  # for this thread, where the machine allows it
 
 

@@ -37,6 +37,10 @@ class Running:
     error: BaseException | None = None
     thread: threading.Thread | None = None
 
+    def now(self) -> list[Ledger]:
+        """The ledger of each camera as it is."""
+        return [self.stream.ledger(name) for name in self.settings.camera_names]
+
     def worker_pids(self) -> list[int]:
         """Process ids of the workers that beat."""
         return [int(name.rpartition("-")[2]) for name in self.pulse.living("inspect")]

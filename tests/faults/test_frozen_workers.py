@@ -39,12 +39,11 @@ def test_every_part_is_answered_before_its_gate_though_all_workers_are_frozen(
     )
     with running(line) as here:
         workers = here.worker_pids()
-        here.wait_for(lambda: here.stream.ledger("left").captured >= FRAMES // 4)
+        here.wait_for(lambda: max(ledger.captured for ledger in here.now()) >= FRAMES // 4)
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
-        for name in ("left", "right"):
-            here.wait_for(lambda at=name: here.stream.ledger(at).captured == FRAMES)
-            here.wait_for(lambda at=name: here.stream.ledger(at).open == 0)
+        here.wait_for(lambda: all(ledger.captured == FRAMES for ledger in here.now()))
+        here.wait_for(lambda: all(ledger.open == 0 for ledger in here.now()))
         for worker in workers:
             os.kill(worker, signal.SIGCONT)
         verdicts = here.finish()

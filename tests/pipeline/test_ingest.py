@@ -19,7 +19,7 @@ from pipeline.ingest import Intake, run_ingest
 from pipeline.journal import COMPACT_LINES, Journal
 from pipeline.server import embedded_server
 from pipeline.sources import BadExposure
-from pipeline.stream import Stream, open_stream
+from pipeline.stream import Stream, VerdictDelivery, open_stream
 from pipeline.wire import FrameHead, entry_from
 from tests.tiny_line import SIZE, good_part, shared_bundle, write_parts
 
@@ -184,6 +184,46 @@ def test_a_lost_server_costs_no_part_its_verdict(tmp_path: Path) -> None:
         [still_open] = stream.open_ids("left")
         assert still_open > max(verdict.frame_id for verdict in verdicts)
     stream.close()
+
+
+def test_a_verdict_that_no_sink_had_acted_on_is_given_again(tmp_path: Path) -> None:
+    """Answered is not yet dealt with: the loss of a server costs neither verdict nor count."""
+    none = threading.Event()
+    with embedded_server(tmp_path / "server") as url:
+        stream, journal, intake = intake_on(url, tmp_path)
+        for number in range(3):
+            intake.take(frame(number))
+        with answering(stream):
+            found = _verdicts_of(stream, 3)
+        stream.acknowledge_verdicts("sink", found[:1])
+        intake.wait_for_room(none)
+        intake.finish(none)
+        assert list(journal.owed) == [delivery.verdict.frame_id for delivery in found[1:]]
+    with embedded_server(tmp_path / "server"), journal:
+        late = threading.Thread(target=_act_on_all, args=(stream, {found[1].verdict.frame_id}))
+        intake.take(frame(3))  # which is how the loss is noticed
+        late.start()
+        intake.finish(none)
+        late.join()
+        ledger = stream.ledger("left")
+        assert not journal.owed
+    assert (ledger.captured, ledger.passed, ledger.residual) == (4, 2, 0)
+    assert ledger.undecided == {Reason.TRANSPORT_RESTART: 2}
+    assert sum(journal.totals.values()) == 4
+    stream.close()
+
+
+def _verdicts_of(stream: Stream, count: int) -> list[VerdictDelivery]:
+    found: list[VerdictDelivery] = []
+    while len(found) < count:
+        found += stream.read_verdicts(["left"], "sink", "sink", 10, 20)
+    return found
+
+
+def _act_on_all(stream: Stream, passed_before: set[str]) -> None:
+    """A sink of three verdicts that remembers to have passed some of these frames."""
+    found = _verdicts_of(stream, 3)
+    stream.acknowledge_verdicts("sink", found, dict.fromkeys(passed_before, "pass"))
 
 
 def test_a_killed_ingest_leaves_its_debts_to_the_next(tmp_path: Path) -> None:

@@ -93,6 +93,18 @@ def test_admitting_again_changes_nothing(every_stream: Stream) -> None:
     assert stream.backlog("cam") == 0
 
 
+def test_a_server_that_has_not_begun_an_epoch_takes_no_frame_of_it(every_stream: Stream) -> None:
+    """It came back unseen: a new frame would shut out those that were open at the loss."""
+    stream = every_stream
+    epoch = stream.begin_epoch("cam")
+    assert stream.admit(an_entry(f"cam/{epoch}-1"), begun=True)
+    with pytest.raises(StreamLost, match="has not begun the epoch"):
+        stream.admit(an_entry(f"cam/{epoch + 1}-1"), begun=True)
+    with pytest.raises(StreamLost, match="has not begun the epoch"):
+        stream.refuse(passed(f"cam/{epoch + 1}-1"), begun=True)
+    assert (stream.ledger("cam").captured, stream.backlog("cam")) == (1, 1)
+
+
 def test_answering_again_changes_nothing(every_stream: Stream) -> None:
     """A repeated answer is refused and writes no second verdict."""
     stream = every_stream

@@ -139,3 +139,41 @@ def test_a_foreign_entry_blocks_no_sink(every_stream: Stream) -> None:
     stream._commands.xadd(f"{stream.namespace}:{{cam}}:verdicts", {"junk": "1"}, id="*")
     assert act(stream, "reject") == ["1"]
     assert stream.trim_verdicts("cam") >= 1
+
+
+def test_what_is_answered_stands_until_a_sink_has_acted_on_it(every_stream: Stream) -> None:
+    """A frame is open, then unacted, then counted as acted; at each instant it is one of them."""
+    stream = every_stream
+    write(stream, 1)
+    assert not stream.standing("cam").has_sink
+    assert stream.standing("cam").acted == {"pass": 1}  # nobody listens
+    assert stream.standing("cam", knows_sink=True).unacted == {"cam/1-1": "pass"}
+    assert read(stream, "jsonl") == ["1"]
+    standing = stream.standing("cam")
+    assert (standing.has_sink, standing.unacted, standing.acted) == (True, {"cam/1-1": "pass"}, {})
+    stream.acknowledge_verdicts("jsonl", stream.tail_verdicts("cam", 1))
+    standing = stream.standing("cam")
+    assert (standing.open, standing.unacted, standing.acted) == (set(), {}, {"pass": 1})
+
+
+def test_the_ledger_goes_by_what_was_acted_on(every_stream: Stream) -> None:
+    """A frame answered again after a loss counts as its first verdict, however often told."""
+    stream = every_stream
+    write(stream, 1, 2)
+    found = stream.read_verdicts(["cam"], "jsonl", "c", 10, 0)
+    for _ in range(2):
+        stream.acknowledge_verdicts("jsonl", found, {"cam/1-1": "fail", "cam/1-2": ""})
+    ledger = stream.ledger("cam")
+    assert (ledger.captured, ledger.passed, ledger.failed, ledger.residual) == (2, 1, 1, 0)
+
+
+def test_only_a_server_without_a_ledger_recalls_one(every_stream: Stream) -> None:
+    """Totals of before a loss begin the new ledger, once; a server that remembers keeps its own."""
+    stream = every_stream
+    before = {"pass": 3, "undecided:overrun": 2}
+    assert stream.recall("cam", before)
+    assert not stream.recall("cam", before)
+    write(stream, 1)
+    ledger = stream.ledger("cam")
+    assert (ledger.captured, ledger.passed, ledger.undecided) == (6, 4, {"overrun": 2})
+    assert ledger.residual == 0
