@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from engines import export
@@ -125,7 +126,7 @@ def test_a_bundle_gives_the_method_back_bit_for_bit(nano: Method, tmp_path: Path
 def test_pretrained_weights_stay_in_their_wheel(nano: Method, tmp_path: Path) -> None:
     """Bundles do not repeat what every installation has."""
     save_weights(nano, tmp_path / WEIGHTS)
-    stored = export.load_file(tmp_path / WEIGHTS)
+    stored = load_file(tmp_path / WEIGHTS)
     assert nano.pretrained_prefixes
     assert not [name for name in stored if name.startswith(nano.pretrained_prefixes)]
 
@@ -183,11 +184,12 @@ def test_an_export_that_breaks_leaves_nothing(
     before = open_bundle(older).bundle_id
 
     def interrupt(_: Method, path: Path) -> None:
-        path.write_bytes(b"half")
+        place = path / "start.onnx" if path.is_dir() else path
+        place.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "save_weights", interrupt)
-    for folder in (tmp_path / "new", older):
+    for stage, folder in (("save_weights", older), ("export_graphs", tmp_path / "new")):
+        monkeypatch.setattr(export, stage, interrupt)
         with pytest.raises(KeyboardInterrupt):
             write(Weighted(), folder)
     assert [path.name for path in tmp_path.iterdir()] == ["older"]
