@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +80,11 @@ def _socket_path(folder: Path) -> Iterator[Path]:
     if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT:
         yield path
         return
-    short = Path(tempfile.mkdtemp(prefix="assayline-"))
+    # Named after us and the folder: a server that we start again has the address it had before.
+    name = f"assayline-{os.getpid()}-{zlib.crc32(os.fsencode(path)):08x}"
+    short = Path(tempfile.gettempdir()) / name
+    shutil.rmtree(short, ignore_errors=True)  # of a dead process that had our number
+    short.mkdir(mode=0o700)
     try:
         path.symlink_to(short / "redis.sock")
         yield short / "redis.sock"

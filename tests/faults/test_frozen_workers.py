@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from engines.contracts import Reason
@@ -39,6 +40,7 @@ def test_every_part_is_answered_before_its_gate_though_all_workers_are_frozen(
     )
     with running(line) as here:
         workers = here.worker_pids()
+        assert {psutil.Process(worker).nice() for worker in workers} == {min(19, os.nice(0) + 5)}
         here.wait_for(lambda: max(ledger.captured for ledger in here.now()) >= FRAMES // 4)
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)

@@ -94,6 +94,8 @@ def test_a_long_path_gets_a_short_socket(tmp_path: Path) -> None:
         assert facts(url, "server")["tcp_port"] == 0
     assert not path.parent.exists()
     assert not (folder / "redis.sock").is_symlink()
+    with embedded_server(folder) as again:
+        assert again == url  # who knew the address finds the server that was started again
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
