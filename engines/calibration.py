@@ -224,13 +224,14 @@ def fit_calibration(
 ) -> Calibration:
     """Run held-out good model inputs through every plan and the adaptive policy, and fit.
 
-    With good images of every category of the bundle, "unknown" is calibrated over all of them.
+    With good images of every category of the bundle, "unknown" is calibrated on an even share of
+    each, as many in all as the largest category has.
     Raises BadData, before any image is run, where the data cannot carry the promise.
     """
     jobs = dict(images_by_category)
     _check_promise(bundle, jobs, max_false_reject, confidence)
     if set(jobs) == set(bundle.manifest.categories):
-        jobs[UNKNOWN] = [image for images in jobs.values() for image in images]
+        jobs[UNKNOWN] = _of_each(jobs)
     plans = [ADAPTIVE, *range(len(bundle.manifest.plans))]
     total, done, entries = sum(map(len, jobs.values())) * len(plans), 0, {}
     for category, images in jobs.items():
@@ -244,6 +245,12 @@ def fit_calibration(
         scores = {plan: [f.anomaly_score for f in found] for plan, found in findings.items()}
         entries[category] = fit_entry(scores, adaptive, max_false_reject, confidence, date)
     return Calibration(bundle_id=bundle.bundle_id, entries={backend.key: entries})
+
+
+def _of_each(images: Mapping[str, Sequence[UInt8]]) -> list[UInt8]:
+    """The same number of images of every category, as many in all as the largest has."""
+    share = -(-max(map(len, images.values())) // len(images))
+    return [image for each in images.values() for image in each[:share]]
 
 
 def _exceeding_allowed(good: int, max_false_reject: float, confidence: float) -> int:
