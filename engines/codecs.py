@@ -158,7 +158,7 @@ class FeatureCodec(Codec):
         super().__init__(channels, PATCH_STRIDE, image_size)
         if channels > PATCH_CHANNELS:
             raise BadConfig(f"the feature codec has at most {PATCH_CHANNELS} channels")
-        self.feature_channels = PATCH_CHANNELS
+        self.feature_channels = channels
         self.network = FeatureNetwork()
         self.register_buffer("projection", torch.eye(channels, PATCH_CHANNELS)[..., None, None])
         self.decoder = _picture_decoder(channels)
@@ -168,10 +168,13 @@ class FeatureCodec(Codec):
         return self.encode_with_features(image)[0]
 
     def encode_with_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Latent [B, C, h, w] and raw patch features [B, 152, h, w] from one forward pass."""
-        features = self.features(image)
-        projected = functional.conv2d(features, self.projection)
-        return (projected - self.mean) / self.std, features
+        """Latent [B, C, h, w] and the same components before they are whitened, [B, C, h, w].
+
+        A bank searches the components as they are: whitening would count the faint ones, which are
+        mostly noise, as much as the strong ones, and the 152 raw channels hold little more.
+        """
+        components = functional.conv2d(self.features(image), self.projection) - self.mean
+        return components / self.std, components
 
     def features(self, image: Tensor) -> Tensor:
         """Raw patch features [B, 152, h, w] of image u8 [B, H, W, 3]."""

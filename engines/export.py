@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from engines.methods.method import Method
 
-HALVED = 4096  # tensors of at least this many values are stored in half precision
+HALVED = 512  # tensors of at least this many values are stored in half precision
 
 
 def round_to_half(method: Method) -> None:

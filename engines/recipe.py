@@ -47,7 +47,6 @@ class TrainSettings(BaseModel):
     channels: PositiveInt = 64  # of the feature codec
     image_size: tuple[PositiveInt, PositiveInt] = (256, 256)
     bank_rows: int = Field(default=1000, ge=0)  # per category; 0 = no severity bank
-    base_share: float = Field(default=0.7, ge=0, le=1)
     minutes: PositiveFloat = 20.0
     codec_minutes: PositiveFloat = 5.0  # of a VAE, or of a feature codec's decoder for people
     steps: PositiveInt = 100_000  # whichever of minutes and steps comes first
@@ -108,7 +107,6 @@ def configuration_of(settings: TrainSettings, categories: int) -> dict[str, Any]
         "image_size": list(settings.image_size),
         "dropout": settings.dropout,
         "bank": {"rows": settings.bank_rows} if has_bank else None,
-        "base_share": settings.base_share,
     }
 
 

@@ -14,7 +14,8 @@ from engines.descent import Schedule, Training
 from engines.export import check_place, write_bundle
 from engines.images import fingerprint
 from engines.methods import build_method
-from engines.methods.decodiff import DecoDiff, fit_scales
+from engines.methods.decodiff import DecoDiff
+from engines.methods.decodiff_fit import fit_scales
 from engines.recipe import configuration_of, load_good, substitutions_of
 from engines.thresholds import calibrate_everywhere
 from engines.training import ENCODE_BATCH, fit_codec, fit_denoiser, latent_cache

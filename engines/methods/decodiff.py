@@ -24,7 +24,7 @@ from engines.networks import build_denoiser
 from engines.noise import cosine_alpha_bar, move_to_level, predict_x0, thinned_levels
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 LEVELS = 10
 PATCH_SIDES = (1, 2, 4, 8, 16)
@@ -35,6 +35,7 @@ PIXEL_CLIP, LATENT_CLIP = (
     0.4,
     0.2,
 )  # official, tied to the Stable Diffusion latent; refitted on good
+BASE_SHARE = 0.7  # weight of the base map where nothing has been fitted
 MAP_STRIDE = 4  # the emitted map is the image's grid divided by this
 
 
@@ -102,7 +103,7 @@ class DecoDiff(Method):
     """DeCo-Diff over a codec, with or without a severity bank.
 
     ``configuration``: codec (dict), denoiser (size name), categories (count), image_size, dropout,
-    bank (None or dict with ``rows``), bank_share (weight of the base map in the fused map).
+    bank (None or dict with ``rows``).
     """
 
     name: ClassVar[str] = "DeCo-Diff"
@@ -117,6 +118,7 @@ class DecoDiff(Method):
     base_scale: Tensor
     deviation_scale: Tensor
     severity_edges: Tensor
+    base_share: Tensor
 
     def __init__(self, configuration: Mapping[str, Any]) -> None:
         super().__init__()
@@ -136,7 +138,6 @@ class DecoDiff(Method):
         self.bank = (
             SeverityBank(categories, bank["rows"], self.codec.feature_channels) if bank else None
         )
-        self.base_share = float(configuration.get("base_share", 0.7))
         self.plans = self._plan_table(with_bank=bank is not None)
         self.steps_min, self.steps_unit = (0 if bank else 1), 1
         self._register_tables(categories)
@@ -167,6 +168,7 @@ class DecoDiff(Method):
         self.register_buffer("pixel_clip", PIXEL_CLIP * per_category)
         self.register_buffer("base_scale", per_category.clone())
         self.register_buffer("deviation_scale", per_category.clone())
+        self.register_buffer("base_share", torch.full((categories + 1,), BASE_SHARE))
         edges = torch.full((categories + 1, len(self.plans) - 1), float("inf"))
         self.register_buffer("severity_edges", edges)
 
@@ -221,15 +223,16 @@ class DecoDiff(Method):
         their level on good parts and added, so a frame that made no step is judged by the base.
         """
         category = state["category"]
-        deviation = self._deviation_map(state["anchor"], state["estimate"], category)
+        deviation = self.deviation_map(state["anchor"], state["estimate"], category)
         if self.bank is None:
             # Without a step there is no evidence, and no evidence is not a score of zero.
             made = self.steps_of_plan[state["plan"].long()] - state["steps_left"]
             score = deviation.amax((1, 2))
             return deviation, torch.where(made >= self.steps_min, score, torch.nan)
-        base = self._base_map(state["base_map"]) / _per_row(self.base_scale, category)
+        base = self.smooth_base_map(state["base_map"]) / _per_row(self.base_scale, category)
         deviation = deviation / _per_row(self.deviation_scale, category)
-        fused = self.base_share * base + (1 - self.base_share) * deviation
+        share = _per_row(self.base_share, category)
+        fused = share * base + (1 - share) * deviation
         return fused, fused.amax((1, 2))
 
     # ---- pieces
@@ -256,13 +259,13 @@ class DecoDiff(Method):
 
     def severity(self, base_map: Tensor) -> Tensor:
         """How far the worst place of a frame lies from all good parts, [B]."""
-        return self._base_map(base_map).amax((1, 2))
+        return self.smooth_base_map(base_map).amax((1, 2))
 
-    def _base_map(self, base_map: Tensor) -> Tensor:
+    def smooth_base_map(self, base_map: Tensor) -> Tensor:
         """Distances on the emitted grid, smoothed by sigma = 4 image pixels, [B, h', w']."""
         return gaussian_blur(resize_map(base_map, self.map_size), 4 / MAP_STRIDE)
 
-    def _deviation_map(self, anchor: Tensor, estimate: Tensor, category: Tensor) -> Tensor:
+    def deviation_map(self, anchor: Tensor, estimate: Tensor, category: Tensor) -> Tensor:
         """sqrt(pixel map * latent map) with a VAE; the latent map alone with features (1d)."""
         latent = self.latent_map(anchor, estimate)
         clip = _per_row(self.latent_clip, category)
@@ -291,52 +294,3 @@ class DecoDiff(Method):
 
 def _per_row(table: Tensor, category: Tensor) -> Tensor:
     return table[category].view(-1, 1, 1)
-
-
-@torch.inference_mode()
-def fit_scales(method: DecoDiff, images: Sequence[Tensor], categories: Sequence[int]) -> None:
-    """Fit clips, scales and severity edges on held-out good images, in place.
-
-    images: one u8 [N, H, W, 3] per entry of ``categories``. Clips are four times the 99.5 % level
-    of good deviations, scales the 99 % level of the finished maps, severity edges the 50, 80 and 95
-    % levels. "unknown" takes the widest of each.
-    """
-    deepest = len(method.plans) - 1
-    for image, category in zip(images, categories, strict=True):
-        states = [_walk(method, chunk, category, deepest) for chunk in torch.split(image, 16)]
-        _fit_category(method, states, category)
-    last = len(method.latent_clip) - 1
-    for name in ("latent_clip", "pixel_clip", "base_scale", "deviation_scale", "severity_edges"):
-        table = getattr(method, name)
-        table[last] = table[list(categories)].amax(0)
-
-
-def _walk(method: DecoDiff, image: Tensor, category: int, plan: int) -> State:
-    ids = torch.full((len(image),), category)
-    state = method.start(image, ids, torch.zeros_like(ids), torch.full((len(image),), plan).int())
-    for _ in range(method.plans[plan].steps):
-        state |= method.step(state)
-    return state
-
-
-def _fit_category(method: DecoDiff, states: Sequence[State], category: int) -> None:
-    latent = torch.cat([method.latent_map(s["anchor"], s["estimate"]) for s in states])
-    method.latent_clip[category] = 4 * _level(latent, 0.995)
-    if method.codec.kind == "vae":
-        pixel = [method.pixel_map(s["anchor"], s["estimate"])[:, ::4, ::4] for s in states]
-        method.pixel_clip[category] = 4 * _level(torch.cat(pixel), 0.995)
-    if method.bank is None:
-        return
-    base = torch.cat([method._base_map(s["base_map"]) for s in states])
-    maps = [method._deviation_map(s["anchor"], s["estimate"], s["category"]) for s in states]
-    method.base_scale[category] = _level(base, 0.99)
-    method.deviation_scale[category] = _level(torch.cat(maps), 0.99)
-    severity = base.amax((1, 2))
-    edges = torch.quantile(severity, torch.tensor([0.5, 0.8, 0.95]))
-    method.severity_edges[category] = edges
-
-
-def _level(values: Tensor, share: float) -> float:
-    """Quantile of any number of values (torch.quantile refuses more than 16 million)."""
-    flat = values.flatten()
-    return max(float(flat.kthvalue(max(1, int(share * len(flat)))).values), 1e-6)
