@@ -37,6 +37,7 @@ TORCH_ROOMS = {
     "engines.graphs",
     "engines.maps",
     "engines.methods.decodiff",
+    "engines.methods.decodiff_fit",
     "engines.methods.method",
     "engines.networks",
     "engines.training",

@@ -21,7 +21,13 @@ from engines.codecs import build_codec
 from engines.maps import gaussian_blur, resize_map
 from engines.methods.method import Method, Plan, State
 from engines.networks import build_denoiser
-from engines.noise import cosine_alpha_bar, move_to_level, predict_x0, thinned_levels
+from engines.noise import (
+    cosine_alpha_bar,
+    move_to_level,
+    predict_x0,
+    thinned_levels,
+    with_clean_level,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,18 +37,15 @@ PATCH_SIDES = (1, 2, 4, 8, 16)
 PATCH_SHARES = (0.30, 0.25, 0.20, 0.15, 0.10)
 CORRUPTION_MAX = 0.7  # r ~ U(0, 0.7): share of patches corrupted
 SHUFFLE_MAX = 0.3  # r' ~ U(0, 0.3): share of those that take other latents instead of noise
-PIXEL_CLIP, LATENT_CLIP = (
-    0.4,
-    0.2,
-)  # official, tied to the Stable Diffusion latent; refitted on good
+PIXEL_CLIP = 0.4  # both official, tied to the Stable Diffusion latent; refitted on good parts
+LATENT_CLIP = 0.2
 BASE_SHARE = 0.7  # weight of the base map where nothing has been fitted
 MAP_STRIDE = 4  # the emitted map is the image's grid divided by this
 
 
 def signal_levels() -> tuple[Tensor, Tensor]:
     """a_t and b_t of the ten levels, with the clean level -1 appended, [11] each."""
-    alpha_bar = torch.from_numpy(cosine_alpha_bar(LEVELS)).float()
-    alpha_bar = torch.cat([alpha_bar, torch.ones(1)])
+    alpha_bar = torch.from_numpy(with_clean_level(cosine_alpha_bar(LEVELS))).float()
     return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
 
@@ -78,7 +81,7 @@ def corrupt(
     """Corrupted latent z_t, its target deviation, and the keep-mask (1 = kept).
 
     z_t = M z_0 + (1-M)(a_t z_0 + b_t eta); target = (1-M)(eta - (1-a_t)/b_t z_0), so that
-    z_t - b_t target = z_0 exactly (methods 1b, steps 3 to 6). latent [B, C, h, w], level i64 [B].
+    z_t - b_t target = z_0 exactly. latent [B, C, h, w], level i64 [B]; ``side`` divides h and w.
     """
     batch, grid = len(latent), (latent.shape[2], latent.shape[3])
     a, b = (table.to(latent)[level].view(-1, 1, 1, 1) for table in signal_levels())
@@ -93,10 +96,18 @@ def corrupt(
 
 
 def patch_side(grid: tuple[int, int], generator: torch.Generator) -> int:
-    """One patch size for the whole batch, by the official shares, among those the grid can hold."""
-    fitting = [i for i, side in enumerate(PATCH_SIDES) if 2 * side <= min(grid)]
+    """One patch size for the whole batch, by the official shares, among those that tile the grid.
+
+    A grid of 28 or 40 cells (224 or 320 px) holds no whole number of the larger patches.
+    """
+    fitting = [i for i, side in enumerate(PATCH_SIDES) if _tiles(grid, side)]
     shares = torch.tensor([PATCH_SHARES[i] for i in fitting])
     return PATCH_SIDES[fitting[int(torch.multinomial(shares, 1, generator=generator))]]
+
+
+def _tiles(grid: tuple[int, int], side: int) -> bool:
+    """Whether patches of ``side`` cells cover the grid exactly, at least two each way."""
+    return all(cells % side == 0 and cells >= 2 * side for cells in grid)
 
 
 class DecoDiff(Method):
@@ -175,7 +186,10 @@ class DecoDiff(Method):
     # ---- training
 
     def training_loss(self, latent: Tensor, category: Tensor, generator: torch.Generator) -> Tensor:
-        """Mean squared error of the predicted deviation over all cells, kept ones too (1b.7)."""
+        """Mean squared error of the predicted deviation over all cells, kept ones too.
+
+        latent f32 [B, C, h, w], category i64 [B]; scalar.
+        """
         level = torch.randint(LEVELS, (len(latent),), generator=generator)
         grid = (latent.shape[2], latent.shape[3])
         noisy, target, _ = corrupt(latent, level, patch_side(grid, generator), generator)
@@ -201,7 +215,7 @@ class DecoDiff(Method):
         }
 
     def step(self, state: State) -> State:
-        """z_hat_0 = z - b_t d; z <- z_hat_0 + b_s d (1c); the estimate is z_hat_0."""
+        """z_hat_0 = z - b_t d; z <- z_hat_0 + b_s d; the estimate is z_hat_0."""
         plan = state["plan"].long()
         done = (self.steps_of_plan[plan] - state["steps_left"]).long()
         deepest = self.levels.shape[1] - 1
@@ -266,7 +280,11 @@ class DecoDiff(Method):
         return gaussian_blur(resize_map(base_map, self.map_size), 4 / MAP_STRIDE)
 
     def deviation_map(self, anchor: Tensor, estimate: Tensor, category: Tensor) -> Tensor:
-        """sqrt(pixel map * latent map) with a VAE; the latent map alone with features (1d)."""
+        """sqrt(pixel map * latent map) with a VAE; the latent map alone with features, [B, h', w'].
+
+        Each is clipped at its level on good parts and smoothed first; a VAE's fused map is averaged
+        over ``MAP_STRIDE`` pixels, which the published one is not.
+        """
         latent = self.latent_map(anchor, estimate)
         clip = _per_row(self.latent_clip, category)
         latent = gaussian_blur(latent.clamp(max=clip) / clip, 1.0)

@@ -1,7 +1,7 @@
 """Fit what a trained DeCo-Diff still needs, on held-out good images: clips, scales, edges, weights.
 
-The published constants are tied to the Stable Diffusion latent (methods 9, risk 1g); with another
-codec they are fitted again, never on test images.
+The published constants are tied to the Stable Diffusion latent; with another codec they are fitted
+again, never on test images.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from engines.methods.method import State
 
 OPACITY = (0.1, 0.6)  # of the anomalies that the weight is fitted on
-BASE_SHARES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
+# Never 0: a frame that leaves without a step is judged by its base map alone.
+BASE_SHARES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 FITTED = (
     "latent_clip",
     "pixel_clip",
