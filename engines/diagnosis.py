@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from engines.methods.method import State
 
 BATCH = 16
+SURROUNDINGS_PX = 12.0  # sigma of the blur that a defect is compared with
 
 
 class CodecError(BaseModel):
@@ -135,25 +136,33 @@ def _codec_errors(
         size = (shown.shape[2], shown.shape[3])
         masks = [load_truth(items[row], size) for row in batch.tolist()]
         inside = torch.from_numpy(np.stack([m for m in masks if m is not None]))
-        measured.append(_errors_of(shown.mean(1), drawn.mean(1), inside))
-    means = torch.stack(measured).mean(0).tolist()
-    names = ("inside", "outside", "contrast", "kept")
-    return [
-        CodecError(
-            category=category,
-            **{n: round(v, 3) for n, v in zip(names, means, strict=True)},
-        )
-    ]
+        measured.append(_sums_of(shown.mean(1), drawn.mean(1), inside))
+    return [_codec_error(category, torch.stack(measured).sum(0))]
 
 
-def _errors_of(shown: Tensor, drawn: Tensor, inside: Tensor) -> Tensor:
-    """inside, outside, contrast, kept of grey images [B, H, W] with defect masks, [4]."""
-    surroundings = gaussian_blur(shown, 12.0)
+def _sums_of(shown: Tensor, drawn: Tensor, inside: Tensor) -> Tensor:
+    """Sums over the pixels of grey images [B, H, W] with defect masks, f64 [7].
+
+    Error and number of pixels inside, the same outside; then, inside: the contrast, its product
+    with the picture's contrast, and its square. Sums, so that batches of any size can be added.
+    """
     error = (drawn - shown).abs()
-    contrast = (shown - surroundings)[inside]
-    still = (drawn - gaussian_blur(drawn, 12.0))[inside]
-    kept = (contrast * still).sum() / (contrast**2).sum()
-    return torch.stack([error[inside].mean(), error[~inside].mean(), contrast.abs().mean(), kept])
+    contrast = (shown - gaussian_blur(shown, SURROUNDINGS_PX))[inside]
+    still = (drawn - gaussian_blur(drawn, SURROUNDINGS_PX))[inside]
+    errors = (error[inside], inside, error[~inside], ~inside)
+    contrasts = (contrast.abs(), contrast * still, contrast**2)
+    return torch.stack([term.double().sum() for term in (*errors, *contrasts)])
+
+
+def _codec_error(category: str, sums: Tensor) -> CodecError:
+    error_in, pixels_in, error_out, pixels_out, contrast, product, square = sums.tolist()
+    return CodecError(
+        category=category,
+        inside=round(error_in / max(pixels_in, 1), 3),
+        outside=round(error_out / max(pixels_out, 1), 3),
+        contrast=round(contrast / max(pixels_in, 1), 3),
+        kept=round(product / max(square, 1e-9), 3),
+    )
 
 
 def _images(items: Sequence[Item], size: tuple[int, int]) -> Tensor:
