@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from engines.contracts import BadData
-from engines.maps import gaussian_blur
 
 CANDIDATES_MAX = 100_000  # patches a coreset is chosen from
 PROJECTED = 64
@@ -107,8 +106,3 @@ def _projected(patches: Tensor, generator: torch.Generator) -> Tensor:
         return centred
     axes: Tensor = torch.randn(channels, PROJECTED, generator=generator) / PROJECTED**0.5
     return torch.mm(centred, axes)
-
-
-def severity(base_map: Tensor, sigma: float) -> Tensor:
-    """Maximum per frame of the base map [B, h, w] smoothed by ``sigma`` cells, [B]."""
-    return gaussian_blur(base_map, sigma).amax((1, 2))

@@ -83,7 +83,9 @@ def save_frames(frames: ParitySet, folder: Path) -> None:
 
 def load_frames(bundle: Bundle) -> ParitySet:
     """Read a bundle's parity set; BadBundle where it has none."""
-    names = sorted(n for n in bundle.manifest.files if n.startswith(f"{FOLDER}/") and "jpg" in n)
+    names = sorted(
+        n for n in bundle.manifest.files if n.startswith(f"{FOLDER}/") and n.endswith(".jpg")
+    )
     if not names:
         raise BadBundle(f"bundle {bundle.folder} has no parity set; train it again")
     images = [decode_image(bundle.path(name).read_bytes(), name) for name in names]

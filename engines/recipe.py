@@ -127,6 +127,7 @@ def substitutions_of(settings: TrainSettings) -> list[str]:
         named.append(
             f"codec: {settings.vae} VAE trained on the good images (substitute for SD KL-f8)"
         )
+        named.append("denoiser trained on cached posterior means (the paper samples each time)")
     named.append("unknown category by label dropout (extension)")
     named.append("clips and scales fitted on held-out good images")
     return named

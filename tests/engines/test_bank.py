@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engines.bank import SeverityBank, coreset, severity
+from engines.bank import SeverityBank, coreset
 from engines.contracts import BadData
 
 
@@ -102,12 +102,3 @@ def test_a_category_without_patches_is_refused() -> None:
     """A bank cannot vouch for a category it has not seen."""
     with pytest.raises(BadData, match="category 1 has no good patches"):
         SeverityBank(2, 8, 24).fit({0: patches(10)})
-
-
-def test_severity_grows_with_the_worst_place() -> None:
-    """Severity is the smoothed maximum per frame, and knows no other frame."""
-    base = torch.zeros(2, 16, 16)
-    base[1, 8, 8] = 10.0
-    quiet, loud = severity(base, sigma=1.0)
-    assert quiet == 0
-    assert 1.0 < loud < 10.0

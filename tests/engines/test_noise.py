@@ -1,4 +1,4 @@
-"""Noise schedules and the update that all methods share (methods, section 0)."""
+"""Noise schedules and the update that all methods share."""
 
 from __future__ import annotations
 
