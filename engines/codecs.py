@@ -154,13 +154,16 @@ class FeatureCodec(Codec):
     pretrained_prefixes = tuple(f"network.{name}" for name in FeatureNetwork.pretrained_prefixes)
     projection: Tensor  # [C, D, 1, 1]
 
-    def __init__(self, channels: int, image_size: Size) -> None:
+    def __init__(self, channels: int, image_size: Size, bank_channels: int) -> None:
         super().__init__(channels, PATCH_STRIDE, image_size)
-        if channels > PATCH_CHANNELS:
+        kept = max(channels, bank_channels)
+        if kept > PATCH_CHANNELS:
             raise BadConfig(f"the feature codec has at most {PATCH_CHANNELS} channels")
-        self.feature_channels = channels
+        self.feature_channels = bank_channels
+        self.register_buffer("mean", torch.zeros(kept, 1, 1))
+        self.register_buffer("std", torch.ones(kept, 1, 1))
         self.network = FeatureNetwork()
-        self.register_buffer("projection", torch.eye(channels, PATCH_CHANNELS)[..., None, None])
+        self.register_buffer("projection", torch.eye(kept, PATCH_CHANNELS)[..., None, None])
         self.decoder = _picture_decoder(channels)
 
     def encode(self, image: Tensor) -> Tensor:
@@ -168,13 +171,15 @@ class FeatureCodec(Codec):
         return self.encode_with_features(image)[0]
 
     def encode_with_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Latent [B, C, h, w] and the same components before they are whitened, [B, C, h, w].
+        """Latent [B, C, h, w] and the first components before they are whitened, [B, D, h, w].
 
         A bank searches the components as they are: whitening would count the faint ones, which are
-        mostly noise, as much as the strong ones, and the 152 raw channels hold little more.
+        mostly noise, as much as the strong ones.
         """
         components = functional.conv2d(self.features(image), self.projection) - self.mean
-        return components / self.std, components
+        channels = self.latent_shape[0]
+        latent = components[:, :channels] / self.std[:channels]
+        return latent, components[:, : self.feature_channels]
 
     def features(self, image: Tensor) -> Tensor:
         """Raw patch features [B, 152, h, w] of image u8 [B, H, W, 3]."""
@@ -264,7 +269,7 @@ def build_codec(configuration: Mapping[str, Any]) -> Codec:
     """A codec with random weights from a bundle's configuration.
 
     ``{"kind": "vae", "network": "lean"|"tiny"|"kl", "image_size": [H, W]}`` or
-    ``{"kind": "features", "channels": 64, "image_size": [H, W]}``; the size is 256 x 256 unless
+    ``{"kind": "features", "channels": 64, "bank_channels": 152, "image_size": [H, W]}``; the size is 256 x 256 unless
     named. Raises BadConfig for an unknown kind.
     """
     height, width = configuration.get("image_size", (256, 256))
@@ -272,5 +277,6 @@ def build_codec(configuration: Mapping[str, Any]) -> Codec:
     if configuration["kind"] == VaeCodec.kind:
         return VaeCodec(configuration.get("network", "lean"), size)
     if configuration["kind"] == FeatureCodec.kind:
-        return FeatureCodec(int(configuration.get("channels", PROJECTED_CHANNELS)), size)
+        channels = int(configuration.get("channels", PROJECTED_CHANNELS))
+        return FeatureCodec(channels, size, int(configuration.get("bank_channels", channels)))
     raise BadConfig(f"there is no codec {configuration['kind']!r}; choose vae or features")

@@ -45,6 +45,7 @@ class TrainSettings(BaseModel):
     codec: Literal["features", "vae"] = "features"
     vae: Literal["lean", "tiny", "kl"] = "lean"
     channels: PositiveInt = 64  # of the feature codec
+    bank_channels: PositiveInt = 152  # components that the severity bank compares; 152 = all
     image_size: tuple[PositiveInt, PositiveInt] = (256, 256)
     bank_rows: int = Field(default=1000, ge=0)  # per category; 0 = no severity bank
     minutes: PositiveFloat = 20.0
@@ -95,9 +96,7 @@ def load_good(
 def configuration_of(settings: TrainSettings, categories: int) -> dict[str, Any]:
     """What ``build_method`` needs, as it is stored in the manifest."""
     codec: dict[str, Any] = {"kind": settings.codec, "image_size": list(settings.image_size)}
-    codec |= (
-        {"network": settings.vae} if settings.codec == "vae" else {"channels": settings.channels}
-    )
+    codec |= {"network": settings.vae} if settings.codec == "vae" else _channels(settings)
     has_bank = settings.bank_rows > 0 and settings.codec == "features"
     return {
         "method": settings.method,
@@ -108,6 +107,10 @@ def configuration_of(settings: TrainSettings, categories: int) -> dict[str, Any]
         "dropout": settings.dropout,
         "bank": {"rows": settings.bank_rows} if has_bank else None,
     }
+
+
+def _channels(settings: TrainSettings) -> dict[str, int]:
+    return {"channels": settings.channels, "bank_channels": settings.bank_channels}
 
 
 def substitutions_of(settings: TrainSettings) -> list[str]:
