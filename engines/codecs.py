@@ -269,8 +269,8 @@ def build_codec(configuration: Mapping[str, Any]) -> Codec:
     """A codec with random weights from a bundle's configuration.
 
     ``{"kind": "vae", "network": "lean"|"tiny"|"kl", "image_size": [H, W]}`` or
-    ``{"kind": "features", "channels": 64, "bank_channels": 152, "image_size": [H, W]}``; the size is 256 x 256 unless
-    named. Raises BadConfig for an unknown kind.
+    ``{"kind": "features", "channels": 64, "bank_channels": 152, "image_size": [H, W]}``; the size
+    is 256 x 256 unless named. Raises BadConfig for an unknown kind.
     """
     height, width = configuration.get("image_size", (256, 256))
     size = (int(height), int(width))
