@@ -8,6 +8,7 @@ Ids ascend and the server takes each once, so asking again after a doubt never c
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -54,25 +55,43 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
         open_source(chosen.source, camera) as source,
     ):
         intake = Intake(stream, journal, chosen, size)
-        keep = stack.enter_context(_recording(settings.recording, camera))
+        keep = stack.enter_context(_recording(settings.recording, chosen))
         try:
             for exposure in source.frames(stop):
                 head = intake.take(exposure)
-                keep(replace(exposure, frame_id=head.frame_id))
+                keep(_as_known(exposure, head))
                 intake.wait_for_room(stop)
         finally:
             intake.finish(stop)
 
 
 @contextmanager
-def _recording(folder: Path | None, camera: str) -> Iterator[Callable[[Exposure], object]]:
-    """Where exposures are kept while a line is recorded; a source that is paced by nothing waits
-    for the disk, since a recording with gaps replays something else."""
+def _recording(
+    folder: Path | None, camera: CameraSettings
+) -> Iterator[Callable[[Exposure], object]]:
+    """Where exposures are kept while a line is recorded.
+
+    Frames that can wait at their source wait for the disk, since a recording with gaps replays
+    something else; those of a belt cannot, and ``record`` says how many are missing. A process that
+    is started again has a file of its own.
+    """
     if folder is None:
         yield lambda _: None
         return
-    with Recorder(folder / f"{camera}.mcap") as recorder:
-        yield lambda exposure: _kept(recorder, exposure)
+    with Recorder(folder / f"{camera.name}-{os.getpid()}.mcap") as recorder:
+        waits = camera.overrun == "wait"
+        yield (lambda exposure: _kept(recorder, exposure)) if waits else recorder.frame
+
+
+def _as_known(exposure: Exposure, head: FrameHead) -> Exposure:
+    """An exposure with what the line's settings say of it, so that a recording says it too."""
+    return replace(
+        exposure,
+        frame_id=head.frame_id,
+        category=head.category,
+        recipe=head.recipe,
+        lot=head.lot,
+    )
 
 
 def _kept(recorder: Recorder, exposure: Exposure) -> None:

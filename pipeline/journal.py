@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from engines.contracts import BadConfig, BadFrame
+from pipeline.telemetry import facts
 from pipeline.wire import FrameHead, head_bytes, head_from
 
 COMPACT_LINES = 4096  # about 1 MB
@@ -34,8 +35,9 @@ class Journal:
         self.incarnation = ""  # of the server that holds them
         self.totals: dict[str, int] = {}  # ledger field -> frames dealt with, of all servers
         self._path = path
-        self._load()
+        self._is_torn = False  # the last line reached the disk in part or not at all
         try:
+            self._load()
             path.parent.mkdir(parents=True, exist_ok=True)
             self._compact()
         except OSError as error:
@@ -74,11 +76,21 @@ class Journal:
         self.close()
 
     def _write(self, line: bytes) -> None:
-        self._file.write(line + b"\n")
-        self._lines += 1
-        if self._lines > COMPACT_LINES + 2 * len(self.owed):
-            self._file.close()
-            self._compact()
+        """Append a line. A full disk keeps no part from the line: then memory alone remembers."""
+        text = b"\n" * self._is_torn + line + b"\n"  # a torn line ends before the next begins
+        try:
+            is_whole = self._file.write(text) == len(text)
+            self._lines += 1
+            if self._lines > COMPACT_LINES + 2 * len(self.owed):
+                old = self._file
+                self._compact()
+                old.close()
+        except OSError:
+            is_whole = False
+        if not is_whole and not self._is_torn:
+            sentence = f"the journal {self._path} cannot be written: make room on its disk"
+            facts.event("journal_failed", level="error", sentence=sentence)
+        self._is_torn = not is_whole
 
     def _compact(self) -> None:
         fresh = self._path.with_suffix(".new")

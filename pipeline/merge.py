@@ -3,41 +3,76 @@
 from __future__ import annotations
 
 import heapq
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mcap.reader import make_reader
-from mcap.writer import Writer
+from mcap.records import Channel, Message, Schema
+from mcap.stream_reader import StreamReader
+from mcap.writer import MCAP0_MAGIC, Writer
 
-from pipeline.recording import CHUNK_BYTES, check_recording
+from pipeline.recording import BREAKS, CHUNK_BYTES, check_recording
+from pipeline.telemetry import facts
+
+_Found = tuple[Any, Channel, Message]  # with its schema
 
 
-def merge_recordings(parts: Sequence[Path], path: Path) -> None:
-    """Write the messages of ``parts`` to ``path``; channels and schemas keep their names.
+def merge_recordings(parts: Sequence[Path], path: Path) -> Counter[str]:
+    """Write the messages of ``parts`` to ``path``; how many there are of each kind.
 
-    Raises BadData where a part is no recording.
+    Channels and schemas keep their names. A part that breaks off gives what is whole of it. Raises
+    BadData where a part is no recording.
     """
     for part in parts:
         check_recording(part)
+    kinds: Counter[str] = Counter()
     with ExitStack() as stack, path.open("xb") as out:
         writer = Writer(out, chunk_size=CHUNK_BYTES)
         writer.start(library="assayline")
         ids: dict[str, int] = {}
         streams = (_messages(stack.enter_context(part.open("rb"))) for part in parts)
-        for _, (schema, channel, message) in heapq.merge(*streams, key=lambda item: item[0]):
+        for schema, channel, message in heapq.merge(*streams, key=lambda found: found[2].log_time):
             if channel.topic not in ids:
                 known = writer.register_schema(schema.name, schema.encoding, schema.data)
                 encoding = channel.message_encoding
                 ids[channel.topic] = writer.register_channel(channel.topic, encoding, known)
+            kinds[channel.topic.rpartition("/")[2]] += 1
             writer.add_message(
                 ids[channel.topic], message.log_time, message.data, message.publish_time
             )
         writer.finish()  # type: ignore[no-untyped-call]
+    return kinds
 
 
-def _messages(file: BinaryIO) -> Iterator[tuple[int, Any]]:
-    """(time, (schema, channel, message)) of one recording, sorted by time."""
-    for found in make_reader(file).iter_messages():
-        yield found[2].log_time, found
+def _messages(file: BinaryIO) -> Iterator[_Found]:
+    """Messages of one recording, sorted by time where it is whole."""
+    return iter(make_reader(file).iter_messages()) if _is_whole(file) else _salvaged(file)
+
+
+def _is_whole(file: BinaryIO) -> bool:
+    file.seek(-len(MCAP0_MAGIC), os.SEEK_END)
+    ending = file.read()
+    file.seek(0)
+    return ending == MCAP0_MAGIC
+
+
+def _salvaged(file: BinaryIO) -> Iterator[_Found]:
+    """Messages of a recording whose writer was killed, in the order of writing."""
+    schemas: dict[int, Schema] = {}
+    channels: dict[int, Channel] = {}
+    try:
+        for record in StreamReader(file, validate_crcs=True).records:
+            match record:
+                case Schema():
+                    schemas[record.id] = record
+                case Channel():
+                    channels[record.id] = record
+                case Message():
+                    channel = channels[record.channel_id]
+                    yield schemas[channel.schema_id], channel, record
+    except BREAKS as error:
+        facts.event("recording_broken", level="warning", path=file.name, reason=repr(error))

@@ -45,14 +45,16 @@ __all__ = [
     "read_exposures",
     "read_frames",
     "read_verdicts",
+    "recorded_cameras",
 ]
 
 QUEUE_MAX = 32  # exposures and verdicts waiting for the disk
 BURST_MAX = 8  # exposures and verdicts a crash can cost
 CHUNK_BYTES = 64 * 1024
+EXPOSURES = ("frame", "bad_exposure")  # kinds of messages
 _Entry = tuple[Exposure | Verdict, bytes]  # a verdict comes with its mask as PNG
 # What a file that ends or breaks in the middle makes the reader raise.
-_BREAKS = (
+BREAKS = (
     McapError,
     CRCValidationError,
     zstandard.ZstdError,
@@ -193,12 +195,19 @@ def read_exposures(path: str | Path, camera: str = "") -> Iterator[Exposure]:
     """
     for topic, data in _messages(Path(path)):
         name, kind = topic.removeprefix("/").rsplit("/", 1)
-        if kind not in ("frame", "bad_exposure") or camera not in ("", name):
+        if kind not in EXPOSURES or camera not in ("", name):
             continue
         try:
             yield frame_from(name, data) if kind == "frame" else bad_exposure_from(name, data)
         except (ValueError, KeyError, TypeError, BadFrame) as error:
             raise BadData(f"{path} holds a damaged message on {topic}: {error}") from None
+
+
+def recorded_cameras(path: str | Path) -> list[str]:
+    """Names of the cameras whose exposures a recording holds; no image is decoded."""
+    topics = {topic for topic, _ in _messages(Path(path))}
+    places = (topic.removeprefix("/").rsplit("/", 1) for topic in topics)
+    return sorted({camera for camera, kind in places if kind in EXPOSURES})
 
 
 def read_frames(path: str | Path, camera: str = "") -> Iterator[Frame]:
@@ -257,7 +266,7 @@ def _messages(path: Path) -> Iterator[tuple[str, bytes]]:
         while True:
             try:
                 record = next(records, None)
-            except _BREAKS as error:
+            except BREAKS as error:
                 facts.event("recording_broken", level="warning", path=str(path), reason=repr(error))
                 return
             if record is None:

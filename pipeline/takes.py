@@ -8,9 +8,12 @@ recording, each readable by itself.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +24,7 @@ from engines.contracts import BadConfig, BadData, Verdict
 from pipeline.comparison import Difference, compare_verdicts
 from pipeline.config import LineSettings, load_line
 from pipeline.merge import merge_recordings
-from pipeline.recording import Recorder, read_exposures, read_verdicts
+from pipeline.recording import EXPOSURES, Recorder, read_verdicts, recorded_cameras
 from pipeline.report import Tally, run_report
 from pipeline.stream import open_stream
 from pipeline.supervisor import line_server, run_line
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
 SHOWN_DIFFERENCES = 20
 REPLAY_GATE_MS = 600_000  # a replay flat out has no gate
+LOOK_S = 0.01  # how often a waiting watcher looks whether the disk has caught up
+OVERRIDES = "ASSAYLINE_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class Kept:
 
     frames: int
     verdicts: int
+    missing: int = 0  # exposures that were answered, and that the disk was too slow to take
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +107,19 @@ def record_line(
 
         def keep(delivery: VerdictDelivery) -> None:
             nonlocal seen
-            recorder.verdict(delivery.verdict, delivery.mask_png)
             seen += 1
+            while not recorder.verdict(delivery.verdict, delivery.mask_png):
+                if recorder.failure:
+                    break
+                time.sleep(LOOK_S)  # only this watcher waits, never the line
             if frames is not None and seen >= frames:
                 stop.set()
 
         run_watched(recorded, line, keep, stop)
-    merge_recordings(sorted(parts.glob("*.mcap")), recording)
+    merged = merge_recordings(sorted(parts.glob("*.mcap")), recording)
     shutil.rmtree(parts)
-    return Kept(sum(1 for _ in read_exposures(recording)), seen)
+    frames_kept = sum(merged[kind] for kind in EXPOSURES)
+    return Kept(frames_kept, merged["verdict"], missing=max(0, seen - frames_kept))
 
 
 def replay_line(
@@ -121,12 +131,13 @@ def replay_line(
 ) -> Replayed:
     """Feed a recording to the line's bundle, under new frame ids, and compare its verdicts.
 
-    Only the verdict log is written: a replay rejects no part.
+    It runs on a server of its own and writes only the verdict log: a replay rejects no part.
     """
+    original = list(read_verdicts(against)) if against else []
     line = _replay_config(settings, recording, _speed(speed))
     again: list[Verdict] = []
-    report = run_watched(load_line(line), line, lambda d: again.append(d.verdict), stop)
-    original = list(read_verdicts(against)) if against else []
+    with _no_overrides():
+        report = run_watched(load_line(line), line, lambda d: again.append(d.verdict), stop)
     differences = compare_verdicts(original, again) if against else []
     return Replayed(report, len(original), tuple(differences))
 
@@ -135,8 +146,9 @@ def print_comparison(result: Replayed, console: Console) -> None:
     """The report's counts and the first differences."""
     report = result.report
     console.print(
-        f"replayed {report['captured']} frames at {report['frames_per_second']} frames/s: "
-        f"{report['pass']} PASS, {report['fail']} FAIL, residual {report['residual']}"
+        f"replayed {report['captured']} frames at {report['frames_per_second'] or '-'} frames/s: "
+        f"{report['pass']} PASS, {report['fail']} FAIL, "
+        f"{sum(report['undecided'].values())} UNDECIDED, residual {report['residual']}"
     )
     if result.compared:
         console.print(f"compared {result.compared} parts: {len(result.differences)} differ")
@@ -145,7 +157,9 @@ def print_comparison(result: Replayed, console: Console) -> None:
 
 
 def _replay_config(settings: LineSettings, recording: Path, speed: float | str) -> Path:
-    cameras = _recorded_cameras(recording)
+    cameras = recorded_cameras(recording)
+    if not cameras:
+        raise BadData(f"{recording} holds no frames; name another recording")
     content: dict[str, Any] = {
         "line": f"{settings.line}-replay",
         "bundle": str(settings.bundle),
@@ -161,12 +175,14 @@ def _replay_config(settings: LineSettings, recording: Path, speed: float | str) 
                 },
                 "gate_ms": REPLAY_GATE_MS,
                 "overrun": "wait",
+                **_of_camera(settings, name),
             }
             for name in cameras
         ],
         "worker": settings.worker.model_dump(mode="json"),
         "sinks": {"jsonl": {}},
         "dashboard": {"enabled": False},
+        "log_level": settings.log_level,
     }
     folder = settings.run_dir / "replay"
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,11 +191,24 @@ def _replay_config(settings: LineSettings, recording: Path, speed: float | str) 
     return path
 
 
-def _recorded_cameras(recording: Path) -> list[str]:
-    cameras = sorted({exposure.camera for exposure in read_exposures(recording)})
-    if not cameras:
-        raise BadData(f"{recording} holds no frames")
-    return cameras
+def _of_camera(settings: LineSettings, name: str) -> dict[str, Any]:
+    """What the line says of a camera's frames; a recording keeps them whole, before the crop."""
+    if name not in settings.camera_names:
+        return {}
+    told = {"category", "recipe", "lot", "crop"}
+    return settings.camera(name).model_dump(mode="json", include=told)
+
+
+@contextmanager
+def _no_overrides() -> Iterator[None]:
+    """The environment has had its say on the line; a replay must not reach its Redis and sinks."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith(OVERRIDES)}
+    for name in kept:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def _speed(text: str) -> float | str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from engines.contracts import StreamLost
+from pipeline.lanes import Lane
 from pipeline.stream import Stream, VerdictDelivery
 
 POLL_S = 0.1
@@ -17,8 +18,10 @@ BEGINNING = "0"
 def watching(
     stream: Stream, cameras: Sequence[str], see: Callable[[VerdictDelivery], None]
 ) -> Iterator[None]:
-    """Call ``see`` with every verdict written during the block, in a thread; the last included."""
-    stop = threading.Event()
+    """Call ``see`` with every verdict written during the block, in a thread; the last included.
+
+    What ``see`` raises ends the watch, and is raised where the block ends.
+    """
     after = {camera: _newest(stream, camera) for camera in cameras}
 
     def look() -> None:
@@ -28,29 +31,21 @@ def watching(
                 for delivery in found:
                     see(delivery)
 
-    def follow() -> None:
+    def follow(stop: threading.Event) -> None:
         while not stop.wait(POLL_S):
             try:
                 look()
             except StreamLost:  # it comes back, or the line gives up
                 continue
 
-    thread = threading.Thread(target=follow, name="watch", daemon=True)
-    thread.start()
     try:
-        yield
+        with Lane("watch", follow):
+            yield
     except BaseException:
-        _end(stop, thread)
         with suppress(StreamLost):  # what the block raised says more
             look()
         raise
-    _end(stop, thread)
     look()
-
-
-def _end(stop: threading.Event, thread: threading.Thread) -> None:
-    stop.set()
-    thread.join()
 
 
 def _newest(stream: Stream, camera: str) -> str:

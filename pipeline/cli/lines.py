@@ -102,9 +102,9 @@ def dashboard(line: Line) -> None:
 def simulate(
     folder: Annotated[Path, typer.Argument(help="Where the images go, in the MVTec layout.")],
     part: Annotated[list[str] | None, typer.Option(help="disc, board or fabric.")] = None,
-    train_good: Annotated[int, typer.Option(help="Good parts to train on, each part.")] = 200,
-    test_good: Annotated[int, typer.Option(help="Good parts to test on, each part.")] = 60,
-    test_defect: Annotated[int, typer.Option(help="Defective parts, each part.")] = 60,
+    train_good: Annotated[int, typer.Option(min=0, help="Good parts to train on, each.")] = 200,
+    test_good: Annotated[int, typer.Option(min=0, help="Good parts to test on, each.")] = 60,
+    test_defect: Annotated[int, typer.Option(min=0, help="Defective parts, each.")] = 60,
     seed: Annotated[int, typer.Option(help="Seed of the simulator.")] = 1,
 ) -> None:
     """Write a data set of simulated parts with truth masks.
@@ -131,7 +131,7 @@ def simulate(
 def record(
     line: Line,
     recording: Annotated[Path, typer.Option("--out", help="The .mcap file to write.")],
-    frames: Annotated[int | None, typer.Option(help="Stop after this many frames.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
 ) -> None:
     """Run a line and keep every frame and verdict in one MCAP file.
 
@@ -143,11 +143,13 @@ def record(
     with stop_on_signals() as stop:
         kept = record_line(load_line(line), line, recording, frames, stop)
     out.print(f"{kept.frames} frames and {kept.verdicts} verdicts in {recording}")
+    if kept.missing:
+        out.print(f"{kept.missing} frames were answered and not recorded: the disk was too slow")
 
 
 def replay(
     recording: Annotated[Path, typer.Argument(help="A recording (.mcap).")],
-    line: Annotated[Path, typer.Option(help="The line whose bundle and sinks are used.")],
+    line: Annotated[Path, typer.Option(help="The line whose bundle, crops and worker are used.")],
     speed: Annotated[str, typer.Option(help="1, 2.5, ... times recorded speed, or max.")] = "max",
     against: Annotated[
         Path | None, typer.Option(help="Recording or JSONL whose verdicts are compared.")
@@ -168,4 +170,6 @@ def replay(
     print_comparison(result, out)
     if json_file:
         write_json(json_file, result.as_json())
+    if result.report["residual"]:
+        raise typer.Exit(ExitCode.FAULT)
     raise typer.Exit(ExitCode.DIFFERENT if result.differences else ExitCode.OK)

@@ -289,3 +289,25 @@ def test_a_journal_stays_small(tmp_path: Path) -> None:
             journal.add(head)
             journal.settle([head.frame_id])
     assert len(path.read_bytes().splitlines()) <= COMPACT_LINES + 2
+
+
+def test_a_full_disk_keeps_no_part_from_the_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The journal then remembers in memory, says so once, and writes whole lines again later."""
+    path = tmp_path / "left.journal"
+    heads = [
+        FrameHead(frame_id=f"left/1-{n}", camera="left", captured_ns=n, deadline_ns=n)
+        for n in range(4)
+    ]
+    with Journal(path) as journal, Path("/dev/full").open("ab", buffering=0) as full:
+        journal.add(heads[0])
+        disk, journal._file = journal._file, full
+        journal.add(heads[1])
+        journal.add(heads[2])
+        journal._file = disk
+        journal.add(heads[3])
+        assert list(journal.owed.values()) == heads
+    assert capsys.readouterr().err.count("journal_failed") == 1
+    with Journal(path) as journal:
+        assert list(journal.owed.values()) == [heads[0], heads[3]]

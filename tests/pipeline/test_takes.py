@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from mcap.reader import make_reader
 
 from engines.contracts import BadConfig, BadData
 from pipeline.config import load_line
+from pipeline.merge import merge_recordings
 from pipeline.recording import read_frames, read_verdicts
 from pipeline.takes import Kept, Replayed, record_line, replay_line
-from tests.tiny_line import shared_bundle, write_line, write_parts
+from tests.tiny_line import CATEGORY, shared_bundle, write_line, write_parts
 
 FRAMES = 30
 
@@ -99,6 +101,35 @@ def test_a_recording_ends_after_its_frames(take: Take, tmp_path: Path) -> None:
     recording = tmp_path / "short.mcap"
     kept = record_line(load_line(line), line, recording, 10, threading.Event())
     assert kept.frames == kept.verdicts >= 10
+
+
+def test_a_replay_knows_what_the_line_said_of_its_cameras(
+    take: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Crop and category hold again; another server's address in the environment does not."""
+    write_parts(tmp_path / "parts", 12)
+    camera = {"crop": [0, 0, 24, 16], "lot": "7"}  # nothing but the corner with the patches
+    line = write_line(tmp_path, load_line(take.line).bundle, camera=camera)
+    recording = tmp_path / "crop.mcap"
+    record_line(load_line(line), line, recording, None, threading.Event())
+    settings = load_line(line)
+    monkeypatch.setenv("ASSAYLINE_REDIS__URL", "unix:///nowhere/redis.sock")
+    monkeypatch.setenv("ASSAYLINE_REDIS__PASSWORD", "of another server")
+    again = replay_line(settings, recording, "max", recording, threading.Event())
+    assert (again.compared, again.differences) == (12, ())
+    log = tmp_path / "run" / "replay" / "verdicts.jsonl"
+    assert {(v.category, v.lot) for v in read_verdicts(log)} == {(CATEGORY, "7")}
+    assert os.environ["ASSAYLINE_REDIS__URL"] == "unix:///nowhere/redis.sock"
+
+
+def test_what_a_killed_camera_left_is_merged(take: Take, tmp_path: Path) -> None:
+    """A part without an ending gives what is whole of it, beside parts that have one."""
+    whole = take.recording.read_bytes()
+    torn = tmp_path / "torn.mcap"
+    torn.write_bytes(whole[: len(whole) * 2 // 3])
+    merged = merge_recordings([take.recording, torn], tmp_path / "both.mcap")
+    assert FRAMES < merged["frame"] < 2 * FRAMES
+    assert len(list(read_frames(tmp_path / "both.mcap"))) == merged["frame"]
 
 
 @pytest.mark.parametrize("speed", ["0", "-1", "fast", "nan", "inf"])

@@ -10,7 +10,7 @@ import pytest
 
 from engines.contracts import Decision, Reason, Verdict
 from pipeline.stream import Stream, VerdictDelivery, open_stream
-from pipeline.watch import watching
+from pipeline.watch import POLL_S, watching
 
 CAMERAS = ("left", "right")
 MANY = 700  # more than one read of the stream brings
@@ -78,6 +78,20 @@ def test_what_was_answered_is_seen_though_the_block_fails(stream: Stream) -> Non
         written = answer(stream, "left", range(1, 5))
         raise RuntimeError("broken")
     assert seen == written
+
+
+def test_a_watcher_that_fails_says_so(stream: Stream) -> None:
+    """What it raises in its thread comes out of the block, and not into the void."""
+
+    def fail(_: VerdictDelivery) -> None:
+        raise ValueError("cannot be shown")
+
+    with (  # noqa: PT012 - the block is what is tested
+        pytest.raises(ValueError, match="cannot be shown"),
+        watching(stream, ["left"], fail),
+    ):
+        answer(stream, "left", range(1, 3))
+        time.sleep(2 * POLL_S)
 
 
 def test_a_watcher_holds_nothing_back(stream: Stream) -> None:
