@@ -48,8 +48,9 @@ class Acted:
             self._file.write("".join(map(_line, fresh.items())).encode())
             self._lines += len(fresh)
             if self._lines > 2 * REMEMBERED:
-                self._file.close()
+                old = self._file
                 self._compact()
+                old.close()
         except OSError:
             return
 

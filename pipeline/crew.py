@@ -40,6 +40,14 @@ class GivenUp(InspectionError):
         self.exit_code = exit_code
 
 
+class _LogFile(RotatingFileHandler):
+    """A full disk costs lines of the log, never the thread that listens: nobody else empties the
+    pipe, and a process whose pipe is full stands still."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """Let the line go."""
+
+
 @dataclass(slots=True, eq=False)
 class Member:
     """One process of the line, across its restarts."""
@@ -144,8 +152,7 @@ class Member:
         process = self.process
         if process is None or process.stderr is None:
             return
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        keep = RotatingFileHandler(self.log, maxBytes=LOG_BYTES, backupCount=1)
+        keep = _LogFile(self.log, maxBytes=LOG_BYTES, backupCount=1, delay=True)
         with process.stderr as pipe:
             for raw in pipe:
                 line = raw.decode("utf-8", "replace").rstrip()
@@ -162,6 +169,7 @@ class Crew:
         self._run_dir = run_dir
         self._environment = environment
         self._members: list[Member] = []
+        (run_dir / "logs").mkdir(parents=True, exist_ok=True)
 
     def start(self, role: str, label: str, *options: str, **environment: str) -> None:
         """Start one process of a role."""

@@ -45,7 +45,11 @@ class OutputLane:
         self._lane.__exit__(kind, error, trace)
 
     def offer(self, delivery: VerdictDelivery, done: Done) -> None:
-        """Queue a verdict; ``done`` is called when the output has dealt with it, or never will."""
+        """Queue a verdict; ``done`` is called when the output has dealt with it, or never will.
+
+        Raises what ended the output's thread, if anything did.
+        """
+        self._lane.check()
         try:
             self._queue.put_nowait((delivery, done))
             self._full = False
