@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from engines.contracts import Verdict
     from pipeline.stream import Ledger
 
+NEWEST = 100_000  # verdicts whose latency and steps are told: a line may run for months
+
 
 @dataclass(slots=True)
 class Tally:
-    """What verdicts add up to; a few numbers per verdict, no pictures."""
+    """What verdicts add up to; counts of all, two numbers of each of the newest."""
 
+    count: int = 0
     decisions: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     latency_ms: list[float] = field(default_factory=list)
@@ -33,19 +36,16 @@ class Tally:
 
     def add(self, verdict: Verdict) -> None:
         """Count one verdict."""
+        self.count += 1
         self.decisions[verdict.decision] += 1
         if verdict.reason:
             self.reasons[verdict.reason] += 1
-        self.latency_ms.append(max(0.0, (verdict.decided_ns - verdict.captured_ns) / 1e6))
+        latency_ms = max(0.0, (verdict.decided_ns - verdict.captured_ns) / 1e6)
+        _append(self.latency_ms, latency_ms)
         if verdict.decision != Decision.UNDECIDED:
-            self.steps.append(verdict.steps)
+            _append(self.steps, verdict.steps)
         self.first_ns = min(self.first_ns or verdict.decided_ns, verdict.decided_ns)
         self.last_ns = max(self.last_ns, verdict.decided_ns)
-
-    @property
-    def count(self) -> int:
-        """Verdicts counted."""
-        return len(self.latency_ms)
 
     @property
     def frames_per_second(self) -> float | None:
@@ -92,6 +92,13 @@ def summary_table(report: Mapping[str, Any], title: str) -> Table:
 def print_report(report: Mapping[str, Any], console: Console, title: str = "Line") -> None:
     """Print the summary."""
     console.print(summary_table(report, title))
+
+
+def _append(numbers: list[Any], number: float) -> None:
+    """Add to a list that forgets its older half now and then; any thread may slice it."""
+    numbers.append(number)
+    if len(numbers) >= 2 * NEWEST:
+        del numbers[:NEWEST]
 
 
 def _flat(report: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

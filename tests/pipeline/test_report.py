@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from engines.contracts import Decision, Reason, Verdict
+from pipeline import report
 from pipeline.report import Tally, print_report, run_report
 from pipeline.stream import Ledger
 
@@ -97,6 +98,15 @@ def test_speed_is_between_the_first_and_the_last() -> None:
     """Eleven verdicts in one second are ten a second, in whatever order they were seen."""
     order = [verdict(i) for i in (5, 0, 10, 3, 1, 2, 4, 6, 9, 8, 7)]
     assert tallied(*order).frames_per_second == pytest.approx(10)
+
+
+def test_a_line_that_runs_for_months_keeps_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All verdicts are counted; latencies and steps are those of the newest."""
+    monkeypatch.setattr(report, "NEWEST", 10)
+    tally = tallied(*(verdict(i, latency_ms=i) for i in range(95)))
+    assert (tally.count, tally.decisions["PASS"]) == (95, 95)
+    assert 10 <= len(tally.latency_ms) == len(tally.steps) < 20
+    assert tally.latency_ms[-1] == pytest.approx(94)
 
 
 def test_nothing_is_no_number() -> None:
