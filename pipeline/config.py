@@ -194,14 +194,15 @@ class DashboardSettings(Settings):
 
 
 class MetricsSettings(Settings):
-    """/metrics: the sink on ``port``, workers from port + 1, cameras from port + 33; 0 = off."""
+    """/metrics: the sink on ``port``, workers from + 1, `run` + 32, cameras from + 33; 0 = off."""
 
     host: str = "127.0.0.1"
     port: Port = 0
 
     def port_of(self, role: str, index: int = 0) -> int:
-        """Port of one process of a role (sink, inspect, ingest); 0 where metrics are off."""
-        return self.port and self.port + {"sink": 0, "inspect": 1, "ingest": 33}[role] + index
+        """Port of one process of a role; 0 where metrics are off."""
+        places = {"sink": 0, "inspect": 1, "run": 32, "ingest": 33}
+        return self.port and self.port + places[role] + index
 
 
 class LineSettings(BaseSettings):
@@ -264,8 +265,11 @@ def load_line(path: str | Path) -> LineSettings:
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadConfig(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise BadConfig(f"{path} cannot be read ({reason}): check its name and rights") from error
+    except UnicodeDecodeError as error:
+        raise BadConfig(f"{path} is not YAML: it holds bytes that are no text") from error
     except yaml.YAMLError as error:
         raise BadConfig(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):

@@ -8,6 +8,7 @@ acted on. A second signal ends this process, and the kernel ends the others with
 from __future__ import annotations
 
 import itertools
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -20,7 +21,7 @@ from pipeline.journal import Journal, journal_path
 from pipeline.pulse import Pulse
 from pipeline.server import embedded_server
 from pipeline.stream import Ledger, open_stream
-from pipeline.telemetry import facts
+from pipeline.telemetry import facts, serve_metrics
 
 LOOK_S = 0.1
 LISTEN_LOOKS = 5
@@ -42,7 +43,9 @@ def run_line(
     Raises GivenUp where a process cannot be kept alive, StreamLost where there is no server.
     Call it from a thread that lives as long as the line.
     """
+    metrics = settings.metrics
     with ExitStack() as stack:
+        stack.enter_context(serve_metrics(metrics.host, metrics.port_of("run")))
         if not isinstance(server, Server):
             server = stack.enter_context(line_server(settings, server))
         stream = stack.enter_context(open_stream(server.url, settings.redis.namespace))
@@ -79,8 +82,9 @@ def _keep_running(
 
 
 def _pids(pulse: Pulse) -> list[int]:
-    """Process ids of the workers that beat; their names are <host>-<pid>."""
-    return [int(name.rpartition("-")[2]) for name in pulse.living("inspect")]
+    """Process ids of the workers of this machine that beat; their names are <host>-<pid>."""
+    places = (name.rpartition("-") for name in pulse.living("inspect"))
+    return [int(pid) for host, _, pid in places if host == socket.gethostname()]
 
 
 def _listen(crew: Crew, server: Server, pulse: Pulse) -> None:

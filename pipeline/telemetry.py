@@ -17,6 +17,8 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from engines.contracts import BadConfig
+
 LATENCY_MS = (5, 10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500, 750, 1000)
 STEPS = (0, 1, 2, 3, 4, 6, 8, 10, 15, 20, 30, 50)
 
@@ -123,11 +125,21 @@ facts = Facts()
 
 @contextlib.contextmanager
 def serve_metrics(host: str, port: int) -> Iterator[int]:
-    """Serve /metrics of this process while inside; port 0 serves nothing. Yields the port."""
+    """Serve /metrics of this process while inside; port 0 serves nothing. Yields the port.
+
+    BadConfig where nobody can listen there.
+    """
     if port == 0:
         yield 0
         return
-    server, thread = start_http_server(port, addr=host, registry=facts.registry)
+    try:
+        server, thread = start_http_server(port, addr=host, registry=facts.registry)
+    except OSError as error:
+        reason = error.strerror or error
+        raise BadConfig(
+            f"/metrics cannot be served at {host}:{port} ({reason}): set metrics.port so that it "
+            "and the ports after it are free, or to 0"
+        ) from error
     try:
         yield server.server_port
     finally:

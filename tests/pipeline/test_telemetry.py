@@ -8,6 +8,7 @@ import socket
 import httpx
 import pytest
 
+from engines.contracts import BadConfig
 from pipeline.telemetry import COUNTERS, GAUGES, HISTOGRAMS, Facts, facts, serve_metrics
 
 
@@ -42,6 +43,16 @@ def test_port_zero_serves_nothing() -> None:
     """Metrics are off unless asked for."""
     with serve_metrics("127.0.0.1", 0) as port:
         assert port == 0
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    """In one sentence that names the setting."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(BadConfig, match=r"set metrics\.port"), serve_metrics("127.0.0.1", port):
+            pass
 
 
 def test_an_undeclared_fact_is_an_error() -> None:
