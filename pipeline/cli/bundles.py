@@ -27,7 +27,7 @@ def train(
     config: Annotated[Path | None, typer.Option(help="YAML of training settings.")] = None,
     category: Category = None,
     method: Annotated[str | None, typer.Option(help="decodiff.")] = None,
-    size: Annotated[str | None, typer.Option(help="Denoiser: tiny, base or full.")] = None,
+    size: Annotated[str | None, typer.Option(help="Denoiser: nano, tiny, base or full.")] = None,
     codec: Annotated[str | None, typer.Option(help="features or vae.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Budget of the denoiser.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill.")] = False,

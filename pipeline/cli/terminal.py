@@ -45,9 +45,15 @@ def stages() -> Iterator[Callable[[str, float, str], None]]:
 
 
 def write_json(path: Path, document: object) -> None:
-    """Write a report for machines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    """Write a report for machines; BadData where there is no place for it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=1) + "\n")
+    except OSError as error:
+        from engines.contracts import BadData
+
+        reason = error.strerror or error
+        raise BadData(f"{path} cannot be written ({reason}): name another file") from None
 
 
 @contextmanager
