@@ -66,6 +66,7 @@ class FrameReader:
         self._ready: deque[Part] = deque()
         self._held: dict[str, Held] = {}  # frame_id -> what must be answered and renewed
         self._room = 0  # frames that may still be read
+        self._is_reading = False  # the server may be handing frames to us just now
         self._beat_s = self._renewed_s = self._reclaimed_s = time.monotonic()
         self._longest_tick_s = 0.0
         self._lane = Lane("read", self._read_on)
@@ -89,8 +90,9 @@ class FrameReader:
 
     @property
     def more(self) -> bool:
-        """Whether parts are still to come: not stopped, or some are read already."""
-        return not self._stop.is_set() or bool(self._ready)
+        """Whether parts are still to come: not stopped, or some are read or being read."""
+        with self._changed:
+            return not self._stop.is_set() or self._is_reading or bool(self._ready)
 
     def take(self, free_slots: int, idle: bool) -> list[Part]:
         """At most ``free_slots`` parts; an ``idle`` loop waits a moment for the first one."""
@@ -139,18 +141,20 @@ class FrameReader:
 
     def _read(self) -> None:
         room = self._wait_for_room()
-        if room > 0:
-            for delivery in self._stream.read(self._cameras, self._consumer, room, BLOCK_MS):
-                self._hold(delivery)
+        try:
+            if room > 0:
+                for delivery in self._stream.read(self._cameras, self._consumer, room, BLOCK_MS):
+                    self._hold(delivery)
+        finally:
+            self._is_reading = False
 
     def _wait_for_room(self) -> int:
-        if self._stop.is_set():
-            time.sleep(IDLE_S)
-            return 0
+        """Frames to read now; what is read after the loop has looked for more would be orphaned."""
         with self._changed:
-            if self._room < 1:
+            if self._room < 1 or self._stop.is_set():
                 self._changed.wait(IDLE_S)
-            return self._room
+            self._is_reading = self._room > 0 and not self._stop.is_set()
+            return self._room if self._is_reading else 0
 
     def _renew(self) -> None:
         """Tell the server that we and our frames live, if the loop has beaten since last time."""
