@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 
 FRAMES = 64
 NEAR_FRAMES = 16
-NEAR = 0.02  # of the threshold
+NEAR = 0.02  # of the raw score at which a part fails
 TRIES = 3  # pairs tried for each of them: where a deeper plan begins, the score may jump
 HALVINGS = 10
-QUALITY = 85  # of frames that stand for what a camera sees; 64 of them take about 1.3 MB
+# JPEG quality. Compression is an anomaly of its own, so frames near the threshold get little of it;
+# the others only stand for what a camera sees, and a bundle has to stay small.
+QUALITY, NEAR_QUALITY = 75, 95
 FOLDER = "parity"
 
 
@@ -45,6 +47,7 @@ class ParitySet:
 
     images: UInt8  # [N, H, W, 3]
     categories: tuple[str, ...]
+    near: tuple[bool, ...] = ()  # which were chosen for lying near the threshold; () = not known
 
 
 def choose_frames(
@@ -60,6 +63,7 @@ def choose_frames(
     near = -(-NEAR_FRAMES // len(held_out))
     images: list[UInt8] = []
     categories: list[str] = []
+    is_near: list[bool] = []
     for category, good in held_out.items():
         plain = [good[i % len(good)] for i in range(share // 2)]
         donors = rng.integers(len(good), size=share - len(plain))
@@ -69,15 +73,17 @@ def choose_frames(
         chosen = [*plain, *odd[: share - len(plain) - near], *blends[:near]]
         images += chosen
         categories += [category] * len(chosen)
-    return ParitySet(np.stack(images), tuple(categories))
+        is_near += [False] * (len(chosen) - near) + [True] * near
+    return ParitySet(np.stack(images), tuple(categories), tuple(is_near))
 
 
 def save_frames(frames: ParitySet, folder: Path) -> None:
     """Write the set below ``folder/parity``."""
     target = folder / FOLDER
     target.mkdir(exist_ok=True)
-    for number, image in enumerate(frames.images):
-        (target / f"{number:03d}.jpg").write_bytes(_jpeg(image))
+    for number, (image, near) in enumerate(zip(frames.images, frames.near, strict=True)):
+        content = _jpeg(image, NEAR_QUALITY if near else QUALITY)
+        (target / f"{number:03d}.jpg").write_bytes(content)
     (target / "categories.json").write_text(json.dumps(frames.categories))
 
 
@@ -109,20 +115,22 @@ def _blend_to_threshold(
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         blends = _blends(pairs, middle)
-        found = _inspect(bundle, backend, category, [_through_jpeg(blend) for blend in blends])
+        found = _inspect(bundle, backend, category, [_as_stored(blend) for blend in blends])
         for row, finding in enumerate(found):
             judgement = calibration.judge(finding, backend.key)
-            nearest[row] = min(nearest[row], (_off(judgement), blends[row]), key=lambda n: n[0])
+            nearest[row] = min(
+                nearest[row], (off_limit(finding, judgement), blends[row]), key=lambda n: n[0]
+            )
             failed = judgement.decision is Decision.FAIL
             (high if failed else low)[row] = middle[row]
     return [image for _, image in sorted(nearest, key=lambda n: n[0])]
 
 
-def _off(judgement: Judgement) -> float:
-    """How far a surprise lies from its threshold, relative to it."""
-    if judgement.surprise is None or not judgement.threshold:
+def off_limit(finding: Finding, judgement: Judgement) -> float:
+    """How far a raw score lies from the one at which its plan fails a part, relative to that."""
+    if not judgement.pixel_limit:
         return math.inf
-    return abs(judgement.surprise / judgement.threshold - 1)
+    return abs(finding.anomaly_score / judgement.pixel_limit - 1)
 
 
 def _blends(pairs: Sequence[tuple[UInt8, UInt8]], share: np.ndarray) -> list[UInt8]:
@@ -142,11 +150,14 @@ def _inspect(
     return sorted(found, key=lambda finding: int(finding.frame_id))
 
 
-def _jpeg(image: UInt8) -> bytes:
+def _jpeg(image: UInt8, quality: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    coarse_colour = quality < NEAR_QUALITY
+    options = {"quality": quality, "subsampling": 2 if coarse_colour else 0}
+    Image.fromarray(image).save(buffer, "JPEG", **options)
     return buffer.getvalue()
 
 
-def _through_jpeg(image: UInt8) -> UInt8:
-    return decode_image(_jpeg(image))
+def _as_stored(image: UInt8) -> UInt8:
+    """A frame near the threshold after it has been saved."""
+    return decode_image(_jpeg(image, NEAR_QUALITY))
