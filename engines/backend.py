@@ -229,6 +229,8 @@ def _open_openvino(
     if not isinstance(pins, dict):
         raise BadBundle(f"bundle {bundle.folder}: precision is no table of graph names")
     built = engine_cache(bundle)
+    if precision == "auto" and _is_refused(bundle, "openvino:bf16"):
+        precision = "f32"
     return OpenVinoBackend(
         bundle.folder,
         bundle.manifest.spec,
@@ -238,6 +240,12 @@ def _open_openvino(
         threads=threads,
         cache=cache or (built if built.is_dir() else None),
     )
+
+
+def _is_refused(bundle: Bundle, key: str) -> bool:
+    """Whether a bundle has thresholds, but none for this engine: it failed the parity gate."""
+    calibration = bundle.calibration()
+    return calibration is not None and bool(calibration.entries) and key not in calibration.entries
 
 
 BACKENDS = {"openvino": _open_openvino, "torch": _open_torch}

@@ -106,6 +106,9 @@ def configuration_of(settings: TrainSettings, categories: int) -> dict[str, Any]
         "image_size": list(settings.image_size),
         "dropout": settings.dropout,
         "bank": {"rows": settings.bank_rows} if has_bank else None,
+        # Distances to a bank decide plans and base maps; bf16 features moved them across thresholds
+        # and saved a twentieth of the time, so start stays in single precision where there is one.
+        "precision": {"start": "f32"} if has_bank else {},
     }
 
 

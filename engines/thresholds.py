@@ -9,7 +9,8 @@ from engines.backend import open_backend
 from engines.bundle import CALIBRATION, Bundle, open_bundle
 from engines.calibration import Calibration, fit_calibration
 from engines.contracts import BadData, InspectionError
-from engines.parity_set import choose_frames, save_frames
+from engines.parity import compare
+from engines.parity_set import choose_frames, load_frames, save_frames
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,7 +43,26 @@ def calibrate_everywhere(
     # The graphs are the same; only the parity frames have joined them.
     calibration = calibration.model_copy(update={"bundle_id": bundle.bundle_id})
     calibration.save(bundle.folder / CALIBRATION)
-    return bundle, [_promise(calibration)]
+    sentences = [_promise(calibration)]
+    if refusal := _half_refused(bundle, calibration):
+        kept = {key: e for key, e in calibration.entries.items() if not key.endswith(":bf16")}
+        calibration = calibration.model_copy(update={"entries": kept})
+        calibration.save(bundle.folder / CALIBRATION)
+        sentences = [_promise(calibration), refusal]
+    return bundle, sentences
+
+
+def _half_refused(bundle: Bundle, calibration: Calibration) -> str:
+    """Why bf16 may not judge with this bundle, by its parity set; empty where it may."""
+    if "openvino:bf16" not in calibration.entries:
+        return ""
+    frames = load_frames(bundle)
+    with (
+        open_backend(bundle, "openvino", "bf16") as half,
+        open_backend(bundle, "openvino", "f32") as reference,
+    ):
+        report = compare(bundle, half, reference, frames.images, frames.categories)
+    return "" if report.passed else f"bf16 is not offered: {report.sentence()}"
 
 
 def calibrate_bundle(

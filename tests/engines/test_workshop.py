@@ -124,7 +124,7 @@ def test_the_bundle_is_calibrated_for_this_machine(trained: Training, precision:
     assert calibration is not None
     key = f"openvino:{precision}"
     if precision == "bf16" and key not in calibration.entries:
-        pytest.skip("this processor has no bf16")
+        pytest.skip("this processor has no bf16, or it failed the parity gate")
     calibration.require(key, CATEGORIES, bundle.bundle_id)
     entries = calibration.entries[key]
     assert set(entries) == {*CATEGORIES, "unknown"}
