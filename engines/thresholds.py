@@ -44,11 +44,11 @@ def calibrate_everywhere(
     calibration = calibration.model_copy(update={"bundle_id": bundle.bundle_id})
     calibration.save(bundle.folder / CALIBRATION)
     sentences = [_promise(calibration)]
-    if refusal := _half_refused(bundle, calibration):
+    if disagreement := _half_refused(bundle, calibration):
         kept = {key: e for key, e in calibration.entries.items() if not key.endswith(":bf16")}
         calibration = calibration.model_copy(update={"entries": kept})
         calibration.save(bundle.folder / CALIBRATION)
-        sentences = [_promise(calibration), refusal]
+        sentences = [_promise(calibration), disagreement]
     return bundle, sentences
 
 
