@@ -131,7 +131,7 @@ def test_the_bundle_is_calibrated_for_this_machine(trained: Training, precision:
     for entry in entries.values():
         assert entry.evidence.bound <= SETTINGS.max_false_reject
         assert set(entry.tails) == set(range(len(bundle.manifest.plans)))
-    assert trained.sentences[-1].startswith("calibrated for openvino:f32")
+    assert any(s.startswith("calibrated for openvino:f32") for s in trained.sentences)
 
 
 def test_no_held_out_image_was_trained_on(trained: Training) -> None:
