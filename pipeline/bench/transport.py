@@ -33,6 +33,7 @@ FRAMES, ROUNDS, SIDE = 400, 7, 256
 WARM_UP_FRAMES = 32
 PATIENCE_S = 120.0  # a process that is not at the line by then is dead
 BARE = "bare XADD / XREADGROUP / XACK + XDEL"
+SET_REQUESTS_MIN = 2000  # fewer can fit into the tool's millisecond clock: it then prints "inf"
 SET_BENCH = "server's own benchmark: SET, one client"
 
 
@@ -163,7 +164,17 @@ def server_set_rate(url: str, size: int, frames: int) -> float | None:
     parts = urlsplit(url)
     if tool is None or parts.scheme != "unix":
         return None
-    request = ["-t", "set", "-d", str(size), "-n", str(max(50, frames)), "-c", "1", "--csv"]
+    request = [
+        "-t",
+        "set",
+        "-d",
+        str(size),
+        "-n",
+        str(max(SET_REQUESTS_MIN, frames)),
+        "-c",
+        "1",
+        "--csv",
+    ]
     command = [tool, "-s", parts.path, *request]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     rows = [row for row in done.stdout.splitlines() if row.startswith('"SET"')]
