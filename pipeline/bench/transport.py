@@ -33,7 +33,7 @@ FRAMES, ROUNDS, SIDE = 400, 7, 256
 WARM_UP_FRAMES = 32
 PATIENCE_S = 120.0  # a process that is not at the line by then is dead
 BARE = "bare XADD / XREADGROUP / XACK + XDEL"
-SET_REQUESTS_MIN = 2000  # fewer can fit into the tool's millisecond clock: it then prints "inf"
+SET_REQUESTS_MIN = 2000  # fewer may fit into one tick of the tool's clock, which prints "inf"
 SET_BENCH = "server's own benchmark: SET, one client"
 
 
