@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import socket
 import threading
 import time
@@ -18,29 +17,13 @@ from pydantic import SecretStr
 from viva_genicam.testing import FakeGigeCamera, FakeU3vCamera
 
 from engines.contracts import Frame, Reason, SourceLost
-from pipeline.sources import BadExposure, Exposure, SourceSettings, open_source
+from pipeline.sources import BadExposure, open_source
 from pipeline.sources.gige import GigeSession, fault_of
 from pipeline.sources.settings import (
     CameraSettings,
     GigeSettings,
 )
-
-
-def grey(level: int) -> np.ndarray:
-    """A flat picture [48, 64, 3]."""
-    return np.full((48, 64, 3), level, np.uint8)
-
-
-def exposures(settings: SourceSettings, count: int | None = None) -> list[Exposure]:
-    """The first ``count`` exposures of a source, or all; the source is closed again."""
-    stop = threading.Event()
-    with open_source(settings, "cam") as source:
-        taken = source.frames(stop)
-        found = list(itertools.islice(taken, count))
-        stop.set()
-        assert list(itertools.islice(taken, 1)) == []  # a stopped source ends
-    return found
-
+from tests.pipeline.exposing import exposures, grey
 
 # --- network camera
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from engines.contracts import Frame, Reason, SourceLost
 from engines.images import encode_png
-from pipeline.sources import BadExposure, Exposure, SourceSettings, open_source
+from pipeline.sources import BadExposure, SourceSettings
 from pipeline.sources.camera import address_of
 from pipeline.sources.mailbox import EXPOSURES_MAX, Mailbox
 from pipeline.sources.settings import (
@@ -28,25 +27,10 @@ from pipeline.sources.settings import (
     VideoSettings,
 )
 from pipeline.sources.source import Pace
+from tests.pipeline.exposing import exposures, grey
 
 SETTINGS: TypeAdapter[SourceSettings] = TypeAdapter(SourceSettings)
 SIZE_WH = (64, 48)
-
-
-def grey(level: int) -> np.ndarray:
-    """A flat picture [48, 64, 3]."""
-    return np.full((48, 64, 3), level, np.uint8)
-
-
-def exposures(settings: SourceSettings, count: int | None = None) -> list[Exposure]:
-    """The first ``count`` exposures of a source, or all; the source is closed again."""
-    stop = threading.Event()
-    with open_source(settings, "cam") as source:
-        taken = source.frames(stop)
-        found = list(itertools.islice(taken, count))
-        stop.set()
-        assert list(itertools.islice(taken, 1)) == []  # a stopped source ends
-    return found
 
 
 # --- settings
