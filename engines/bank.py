@@ -8,7 +8,7 @@ distance by no more than their difference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from engines.contracts import BadData
 
 CANDIDATES_MAX = 100_000  # patches a coreset is chosen from
 PROJECTED = 64
+HALVES = 2
 
 
 class SeverityBank(nn.Module):
@@ -69,16 +70,40 @@ class SeverityBank(nn.Module):
             patches = features_by_category.get(category)
             if patches is None or len(patches) == 0:
                 raise BadData(f"category {category} has no good patches for the severity bank")
-            self._keep(category, patches, seed)
-        self._keep(known, torch.cat([features_by_category[c] for c in range(known)]), seed)
+            self.keep(category, patches, seed)
+        self.keep(known, torch.cat([features_by_category[c] for c in range(known)]), seed)
 
-    def _keep(self, category: int, patches: Tensor, seed: int) -> None:
+    def keep(self, category: int, patches: Tensor, seed: int = 0) -> None:
+        """A greedy coreset of patches [N, D] as the rows of a category, in place."""
         count = self.rows.shape[1]
         chosen = patches[coreset(patches, count, seed)].half().float()
         # Fewer patches than rows: repeat them, which changes no nearest distance.
         chosen = chosen.repeat(-(-count // len(chosen)), 1)[:count]
         self.rows[category] = chosen
         self.centre[category] = chosen.mean(0).half().float()
+
+
+class HalvedBank:
+    """For each half of the good images a bank of the other half, so that none meets itself."""
+
+    def __init__(
+        self, patches: Sequence[Tensor], halves: Sequence[Tensor], rows: int, seed: int = 0
+    ) -> None:
+        """patches [N, P, D] of each category's N images, and to which half each belongs, i64 [N].
+
+        Each bank takes half of ``rows``, since it sees half of the patches.
+        """
+        self.known = len(patches)
+        tables = HALVES * (self.known + 1)
+        self.bank = SeverityBank(tables - 1, max(1, rows // HALVES), int(patches[0].shape[2]))
+        for half in range(HALVES):
+            others = [p[h != half].flatten(0, 1) for p, h in zip(patches, halves, strict=True)]
+            for category, rest in enumerate((*others, torch.cat(others))):
+                self.bank.keep(half * (self.known + 1) + category, rest, seed)
+
+    def residual(self, features: Tensor, category: Tensor, half: Tensor) -> Tensor:
+        """As ``SeverityBank.residual``, for images of the given halves i64 [B]."""
+        return self.bank.residual(features, half * (self.known + 1) + category)
 
 
 def distance_of(residual: Tensor) -> Tensor:

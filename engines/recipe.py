@@ -73,6 +73,8 @@ class TrainSettings(BaseModel):
     bank_channels: PositiveInt = 152  # components that the severity bank compares; 152 = all
     image_size: tuple[PositiveInt, PositiveInt] = (256, 256)
     bank_rows: int = Field(default=1000, ge=0)  # per category; 0 = no severity bank
+    preconditioned: bool = False  # the denoiser starts from what is best for whitened latents
+    whitened: bool = False  # changes are measured in the covariance of good parts' changes
     scorer: bool = False  # a learned scorer, trained on synthetic anomalies
     scorer_minutes: PositiveFloat = 6.0
     scorer_pool: PositiveInt = 3000  # images it learns from, made once
@@ -188,6 +190,8 @@ def configuration_of(settings: TrainSettings, categories: int) -> dict[str, Any]
         "categories": categories,
         "image_size": list(settings.image_size),
         "dropout": settings.dropout,
+        "preconditioned": settings.preconditioned,
+        "whitened": settings.whitened,
         "bank": {"rows": settings.bank_rows} if has_bank(settings) else None,
         "scorer": settings.scorer and has_features,
         **settings.options,

@@ -3,6 +3,10 @@
 The first part needs no denoiser: what the frame itself and the bank say. The second part fits, on
 top of it, how much the denoiser's changes tell, over plans drawn at random, so that every depth is
 served. Both learn from a pool of images made once: the frozen network is the dear part.
+
+A bank holds what it was fitted on: its own images show it nothing new, and a scorer that learned
+from them would call whatever is new an anomaly. ``halves`` is therefore a bank for each half of the
+good images, fitted on the other half.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engines.anomalies import synthesize
+from engines.bank import HALVES
 from engines.codecs import Moments
 from engines.contracts import BadConfig
 from engines.descent import Training, silent, train
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from engines.bank import HalvedBank
+    from engines.codecs import Seen
     from engines.descent import Progress, Schedule
     from engines.methods.latent import LatentMethod
     from engines.scorer import Scorer
@@ -47,6 +54,7 @@ class Pool:
     images: Tensor  # u8 [N, H, W, 3]
     target: Tensor  # u8 [N, H/4, W/4], share of each cell that is anomalous, of 255
     category: Tensor  # i64 [N], "unknown" now and then
+    half: Tensor  # i64 [N], of the good images: which one each was made from
 
 
 def draw_pool(
@@ -59,7 +67,7 @@ def draw_pool(
     rng = np.random.default_rng(seed)
     rows = [torch.nonzero(categories == c)[:, 0].numpy() for c in torch.unique(categories)]
     moved = shifted(images, SHIFT_PX, torch.Generator().manual_seed(seed)).numpy()
-    drawn, targets, kinds = [], [], []
+    drawn, targets, kinds, halves = [], [], [], []
     for number in range(count):
         own = rows[number % len(rows)]
         donors = rows[rng.integers(len(rows))] if rng.random() < FOREIGN_SHARE else own
@@ -68,7 +76,9 @@ def draw_pool(
         drawn.append(image)
         targets.append(target)
         kinds.append(unknown if rng.random() < dropout else int(categories[row]))
-    return Pool(torch.from_numpy(np.stack(drawn)), torch.stack(targets), torch.tensor(kinds))
+        halves.append(row % HALVES)
+    made = torch.from_numpy(np.stack(drawn)), torch.stack(targets)
+    return Pool(*made, torch.tensor(kinds), torch.tensor(halves))
 
 
 def _made(
@@ -92,16 +102,20 @@ def fit_context(
     schedule: Schedule,
     folder: Path,
     *,
+    halves: Callable[[], HalvedBank | None],
     resume: bool = False,
     progress: Progress = silent,
     prepared: Callable[[float], None] = lambda _: None,
 ) -> Training:
-    """Fit the scorer on what the frame and the bank say, the denoiser silent, in place."""
+    """Fit the scorer on what the frame and the bank say, the denoiser silent, in place.
+
+    ``halves`` makes the bank of each half's other half; None where the method has no bank.
+    """
     scorer = scorer_of(method)
 
     @functools.cache
     def looked() -> _Seen:
-        found = _seen(method, pool, prepared)
+        found = _seen(method, pool, halves(), prepared)
         _standardise(scorer, found)
         return found
 
@@ -128,13 +142,14 @@ def fit_difference(
     schedule: Schedule,
     folder: Path,
     *,
+    halves: Callable[[], HalvedBank | None],
     resume: bool = False,
     progress: Progress = silent,
     prepared: Callable[[float], None] = lambda _: None,
 ) -> Training:
     """Fit how the scorer reads the denoiser's changes, its first part held still, in place."""
     scorer = scorer_of(method).eval()
-    walked = functools.cache(lambda: _walked(method, pool, schedule.seed, prepared))
+    walked = functools.cache(lambda: _walked(method, pool, halves(), schedule.seed, prepared))
     judging = nn.ModuleDict({"difference": scorer.difference, "judge": scorer.judge})
 
     def loss_of(generator: torch.Generator) -> Tensor:
@@ -178,7 +193,12 @@ class _Seen:
 
 
 @torch.no_grad()
-def _seen(method: LatentMethod, pool: Pool, prepared: Callable[[float], None]) -> _Seen:
+def _seen(
+    method: LatentMethod,
+    pool: Pool,
+    halves: HalvedBank | None,
+    prepared: Callable[[float], None],
+) -> _Seen:
     activations: dict[int, list[Tensor]] = {s: [] for s in method.codec.activation_channels}
     residuals = []
     for first in range(0, len(pool.images), ENCODE_BATCH):
@@ -186,11 +206,18 @@ def _seen(method: LatentMethod, pool: Pool, prepared: Callable[[float], None]) -
         seen = method.codec.encode_all(pool.images[part])
         for stride, found in seen.activations.items():
             activations[stride].append(found.clamp(-HALVED_MAX, HALVED_MAX).half())
-        if method.bank is not None:
-            residuals.append(method.bank.residual(seen.patches, pool.category[part]).half())
+        residual = _residual(halves, seen, pool, part)
+        if residual is not None:
+            residuals.append(residual.half())
         prepared(min(1.0, (first + ENCODE_BATCH) / len(pool.images)))
     joined = {stride: torch.cat(found) for stride, found in activations.items()}
     return _Seen(joined, torch.cat(residuals) if residuals else None)
+
+
+def _residual(halves: HalvedBank | None, seen: Seen, pool: Pool, part: slice) -> Tensor | None:
+    if halves is None:
+        return None
+    return halves.residual(seen.patches, pool.category[part], pool.half[part])
 
 
 def _standardise(scorer: Scorer, seen: _Seen) -> None:
@@ -206,19 +233,26 @@ def _standardise(scorer: Scorer, seen: _Seen) -> None:
 
 @torch.no_grad()
 def _walked(
-    method: LatentMethod, pool: Pool, seed: int, prepared: Callable[[float], None]
+    method: LatentMethod,
+    pool: Pool,
+    halves: HalvedBank | None,
+    seed: int,
+    prepared: Callable[[float], None],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Contexts, latents and reconstructions of the pool, each batch at a plan drawn at random."""
     rng = np.random.default_rng(seed)
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     for first in range(0, len(pool.images), ENCODE_BATCH):
-        image = pool.images[first : first + ENCODE_BATCH]
+        part = slice(first, first + ENCODE_BATCH)
+        seen = method.codec.encode_all(pool.images[part])
         plan = int(rng.integers(len(method.plans)))
-        state = method.start(
-            image,
-            pool.category[first : first + ENCODE_BATCH],
-            torch.from_numpy(rng.integers(0, 2**24, len(image))),
-            torch.full((len(image),), plan, dtype=torch.int32),
+        count = len(seen.latent)
+        state = method.opened(
+            seen,
+            _residual(halves, seen, pool, part),
+            pool.category[part],
+            torch.from_numpy(rng.integers(0, 2**24, count)),
+            torch.full((count,), plan, dtype=torch.int32),
         )
         for _ in range(method.plans[plan].steps):
             state |= method.step(state)

@@ -21,6 +21,13 @@ def substitutions_of(settings: TrainSettings, categories: int) -> list[str]:
     if has_bank(settings):
         rows = settings.bank_rows
         named.append(f"severity bank of {rows} rows per category in start (extension)")
+    if settings.preconditioned:
+        named.append("preconditioned denoiser (extension)")
+    if settings.whitened:
+        named.append(
+            "map: Mahalanobis distance of the change from those of good parts "
+            "(substitute for the published comparison)"
+        )
     if settings.scorer:
         named.append("learned scorer over features and reconstruction (extension)")
     return [

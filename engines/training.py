@@ -89,15 +89,17 @@ def fit_denoiser(
     """Fit a method's denoiser on cached latents of images of categories i64 [N].
 
     ``latents`` makes the cache, once, unless a finished run is resumed.
+    Rarer categories are drawn more often, by the root of their share, so that none is forgotten.
     A row's category becomes ``unknown`` with probability ``label_dropout``. ``samples`` (images u8
     [n, H, W, 3], categories i64 [n]) are reconstructed at the end into ``reconstructions.png``.
     """
 
     cached = functools.cache(latents)
+    weights = torch.bincount(categories).float().rsqrt()[categories]
 
     def loss_of(generator: torch.Generator) -> Tensor:
         held = cached()
-        chosen = torch.randint(len(held.good), (schedule.batch,), generator=generator)
+        chosen = torch.multinomial(weights, schedule.batch, True, generator=generator)
         variant = torch.randint(held.good.shape[1], (schedule.batch,), generator=generator)
         hidden = torch.rand(schedule.batch, generator=generator) < label_dropout
         category = categories[chosen].masked_fill(hidden, unknown)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
+from engines.bank import HALVES, HalvedBank
 from engines.bundle import WEIGHTS, open_bundle
 from engines.contracts import BadData
 from engines.descent import Schedule, Training
 from engines.export import check_place, write_bundle
 from engines.images import fingerprint
 from engines.methods import build_method
-from engines.methods.fit import fit_scales, fit_walks
+from engines.methods.fit import fit_scales, fit_walks, fit_whitening
 from engines.methods.latent import LatentMethod
 from engines.recipe import configuration_of, load_good
 from engines.run_record import open_run
@@ -138,6 +139,7 @@ class _Run:
         self.images = torch.cat([torch.from_numpy(part.train) for part in parts])
         sizes = torch.tensor([len(part.train) for part in parts])
         self.ids = torch.repeat_interleave(torch.arange(len(parts)), sizes)
+        self.patches: list[torch.Tensor] = []
 
     def fit_eyes(self) -> None:
         """What sees but does not denoise: codec, bank, and the scorer's first part."""
@@ -150,13 +152,16 @@ class _Run:
             resume=self.resume,
             progress=_shown(self.progress, "codec"),
         )
-        _fit_bank(self.method, self.parts, self.settings, self.progress)
+        if self.method.bank is not None:
+            patches = dict(enumerate(part.flatten(0, 1) for part in self._patches()))
+            self.method.bank.fit(patches, self.settings.seed)
         if self.method.scorer is not None:
             fit_context(
                 self.method,
                 self._pool(self.settings.scorer_pool, seed=self.settings.seed),
                 _schedule(self.settings, minutes=self.settings.scorer_minutes, snapshots=0),
                 self.folder / "scorer",
+                halves=self._halves,
                 resume=self.resume,
                 progress=_shown(self.progress, "scorer"),
                 prepared=lambda share: self.progress("scorer", share, "features"),
@@ -179,6 +184,7 @@ class _Run:
         )
         held_out = [torch.from_numpy(part.held_out) for part in self.parts]
         fit_walks(self.method.eval(), held_out, range(len(held_out)))
+        fit_whitening(self.method, [torch.from_numpy(part.train) for part in self.parts])
         self._fit_difference()
         fit_scales(self.method, held_out, range(len(held_out)))
         return reached
@@ -206,10 +212,29 @@ class _Run:
             ),
             _schedule(self.settings, minutes=minutes, snapshots=0),
             self.folder / "difference",
+            halves=self._halves,
             resume=self.resume,
             progress=_shown(self.progress, "difference"),
             prepared=lambda share: self.progress("difference", share, "reconstructions"),
         )
+
+    def _halves(self) -> HalvedBank | None:
+        if self.method.bank is None:
+            return None
+        halves = torch.arange(len(self.images)) % HALVES
+        own = [halves[self.ids == category] for category in range(len(self.parts))]
+        return HalvedBank(self._patches(), own, self.settings.bank_rows, self.settings.seed)
+
+    @torch.no_grad()
+    def _patches(self) -> list[torch.Tensor]:
+        """What the bank compares, of every training image: [N, P, D] per category."""
+        if not self.patches:
+            for category, part in enumerate(self.parts):
+                self.progress("patches", category / len(self.parts), part.category)
+                batches = torch.split(torch.from_numpy(part.train), ENCODE_BATCH)
+                maps = [self.method.codec.encode_all(batch).patches for batch in batches]
+                self.patches.append(torch.cat(maps).flatten(2).transpose(1, 2))
+        return self.patches
 
     def _pool(self, count: int, seed: int) -> Pool:
         return draw_pool(
@@ -252,21 +277,6 @@ def _samples(images: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, tor
     """Two images of each category, to be looked at beside their reconstruction."""
     rows = torch.cat([torch.nonzero(ids == category)[:2, 0] for category in torch.unique(ids)])
     return images[rows], ids[rows]
-
-
-@torch.inference_mode()
-def _fit_bank(
-    method: LatentMethod, parts: Sequence[GoodParts], settings: TrainSettings, progress: Progress
-) -> None:
-    if method.bank is None:
-        return
-    features: dict[int, torch.Tensor] = {}
-    for category, part in enumerate(parts):
-        progress("bank", category / len(parts), part.category)
-        batches = torch.split(torch.from_numpy(part.train), ENCODE_BATCH)
-        maps = [method.codec.encode_all(batch).patches for batch in batches]
-        features[category] = torch.cat(maps).permute(0, 2, 3, 1).flatten(0, 2)
-    method.bank.fit(features, settings.seed)
 
 
 def _schedule(settings: TrainSettings, *, minutes: float, snapshots: int) -> Schedule:

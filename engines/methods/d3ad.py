@@ -120,7 +120,7 @@ class D3ad(LatentMethod):
         level = torch.randint(LEVELS, (len(latent),), generator=generator).to(latent.device)
         noise = torch.randn(latent.shape, generator=generator).to(latent)
         noisy = add_noise(latent, noise, *self.signal(level))
-        predicted = self.denoiser(noisy, level, batch.category)
+        predicted = self.predicted_noise(noisy, level, batch.category)
         return functional.mse_loss(predicted.float(), noise)
 
     def place(self, latent: Tensor, category: Tensor, seed: Tensor, plan: Tensor) -> State:
@@ -134,7 +134,7 @@ class D3ad(LatentMethod):
         The estimate is therefore z^_0 + eta (1 - abar_t) (z_0 - z^_0) of the unguided z^_0.
         """
         (a_t, b_t), (a_s, b_s) = self.signal(level), self.signal(following)
-        noise = self.denoiser(state["latent"], level.clamp(min=0), state["category"])
+        noise = self.predicted_noise(state["latent"], level.clamp(min=0), state["category"])
         target = add_noise(state["anchor"], noise, a_t, b_t)
         guided = noise - self.eta * b_t * (target - state["latent"])
         estimate = predict_x0(state["latent"], guided, a_t, b_t)

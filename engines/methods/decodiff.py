@@ -7,7 +7,7 @@ corruption. The levels are the ten-level cosine schedule thinned to five: 8, 6, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from engines.maps import gaussian_blur, level_of, resize_map
 from engines.methods.latent import MAP_STRIDE, Batch, LatentMethod, latent_map, per_row
 from engines.methods.method import Plan, State
+from engines.networks import build_denoiser
 from engines.noise import (
     cosine_alpha_bar,
     move_to_level,
@@ -35,6 +36,7 @@ CORRUPTION_MAX = 0.7  # r ~ U(0, 0.7): share of patches corrupted
 SHUFFLE_MAX = 0.3  # r' ~ U(0, 0.3): share of those that take other latents instead of noise
 PIXEL_CLIP = 0.4  # both official, tied to the Stable Diffusion latent; refitted on good parts
 LATENT_CLIP = 0.2
+GATE_START = -2.0  # logit of "this cell is corrupted" before anything is learned
 CLIP_QUANTILE, CLIP_FACTOR = 0.995, 4.0  # a clip is so many times that level of good deviations
 
 
@@ -132,13 +134,37 @@ class DecoDiff(LatentMethod):
         level = torch.randint(LEVELS, (len(latent),), generator=generator)
         grid = (latent.shape[2], latent.shape[3])
         noisy, target, _ = corrupt(latent, level, patch_side(grid, generator), generator)
-        predicted = self.denoiser(noisy, level.to(latent.device), batch.category)
+        predicted = self.predicted_deviation(noisy, level.to(latent.device), batch.category)
         return nn.functional.mse_loss(predicted.float(), target)
+
+    def build_network(self, configuration: Mapping[str, Any]) -> nn.Module:
+        """The shared network; preconditioned, it has one more output, the gate."""
+        channels = self.codec.latent_shape[0]
+        return build_denoiser(
+            configuration["denoiser"],
+            channels + self.is_preconditioned,
+            self.categories,
+            dropout=configuration.get("dropout", 0.1),
+            inputs=channels,
+        )
+
+    def predicted_deviation(self, latent: Tensor, level: Tensor, category: Tensor) -> Tensor:
+        """delta of latent [B, C, h, w] at level i64 [B].
+
+        Preconditioned: where a cell is corrupted, E[delta | z_t] of a whitened latent is
+        (1 - a_t)/b_t z_t; the network says where (a gate per cell) and what that leaves over.
+        """
+        predicted: Tensor = self.denoiser(latent, level, category)
+        if not self.is_preconditioned:
+            return predicted
+        a_t, b_t = self.signal(level)
+        gate = (predicted[:, -1:] + GATE_START).sigmoid()
+        return gate * (1 - a_t) / b_t * latent + predicted[:, :-1]
 
     def move(self, state: Mapping[str, Tensor], level: Tensor, following: Tensor) -> State:
         """z_hat_0 = z - b_t d; z <- z_hat_0 + b_s d; the estimate is z_hat_0."""
         (_, b_t), (_, b_s) = self.signal(level), self.signal(following)
-        deviation = self.denoiser(state["latent"], level.clamp(min=0), state["category"])
+        deviation = self.predicted_deviation(state["latent"], level.clamp(min=0), state["category"])
         estimate = predict_x0(state["latent"], deviation, 1.0, b_t)
         return {
             "latent": move_to_level(estimate, deviation, 1.0, b_s),

@@ -136,7 +136,7 @@ class Drdc(LatentMethod):
         noise = torch.randn(latent.shape, generator=generator).to(latent)
         a, b = (scale.to(latent) for scale in self.signal(level))
         shown = shown_to_network(add_noise(latent, noise, a, b), latent, hidden)
-        predicted = self.denoiser(shown, level.to(latent.device), category)
+        predicted = self.predicted_noise(shown, level.to(latent.device), category)
         error = (predicted.float() - noise).square() * hidden
         loss: Tensor = error.sum() / (hidden.sum() * latent.shape[1]).clamp(min=1)
         return loss
@@ -205,7 +205,7 @@ class Drdc(LatentMethod):
         image, (a, b) = state["anchor"], self.signal(level)
         noisy = add_noise(image, self.noise_table[state["noise_row"]], a, b)
         shown = shown_to_network(noisy, image, hidden)
-        noise = self.denoiser(shown, level.clamp(min=0), state["category"])
+        noise = self.predicted_noise(shown, level.clamp(min=0), state["category"])
         estimate = reimpose(predict_x0(noisy, noise, a, b), image, hidden)
         return lock_low_band(estimate, image, hidden, self.gate(state), self.low_pass)
 

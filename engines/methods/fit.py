@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 OPACITY = (0.1, 0.7)  # of the anomalies that shares are fitted on: gross ones are plain to all
 PIECES = {"deviation": "denoiser", "base": "bank", "scorer": "scorer"}  # tables -> evidence
 SPREAD_QUANTILE, SPREAD_MIN = 0.9, 0.02
+WHITENING_IMAGES = 32  # of each category
 TRIES = 8
 BATCH = 16
 
@@ -44,6 +45,24 @@ def fit_walks(method: LatentMethod, images: Sequence[Tensor], categories: Sequen
     for image, category in zip(images, categories, strict=True):
         method.fit_steering(walk_all(method, image, category), category)
     _fit_unknown(method, categories)
+
+
+@torch.inference_mode()
+def fit_whitening(method: LatentMethod, images: Sequence[Tensor]) -> None:
+    """Fit how changes of good parts vary, in place, where the method asks for it.
+
+    images: those it was trained on, u8 [N, H, W, 3] per category; a covariance of so many channels
+    needs more cells than the held-out ones have, and thresholds must not know it.
+    """
+    if method.whitening is None:
+        return
+    everywhere = []
+    for category, image in enumerate(images):
+        walked = walk_all(method, image[:WHITENING_IMAGES], category)
+        changes = [method.change(state) for state in walked]
+        method.whitening.fit(changes, category)
+        everywhere += changes
+    method.whitening.fit(everywhere, method.categories)
 
 
 @torch.inference_mode()

@@ -139,7 +139,7 @@ class Glad(LatentMethod):
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         soft = soft_anomaly(clean, batch.odd.float(), level)
         a_t, b_t = self.signal(level)
-        predicted = self.denoiser(add_noise(soft, noise, a_t, b_t), level, batch.category)
+        predicted = self.predicted_noise(add_noise(soft, noise, a_t, b_t), level, batch.category)
         return functional.mse_loss(predicted.float(), target_noise(noise, soft, clean, a_t, b_t))
 
     def place(self, latent: Tensor, category: Tensor, seed: Tensor, plan: Tensor) -> State:
@@ -165,7 +165,7 @@ class Glad(LatentMethod):
         here; of a closed one z^_0, the blend or the copy it closed with included.
         """
         (a_t, b_t), (a_s, b_s) = self.signal(level), self.signal(following)
-        noise = self.denoiser(state["latent"], level.clamp(min=0), state["category"])
+        noise = self.predicted_noise(state["latent"], level.clamp(min=0), state["category"])
         walked = predict_x0(state["latent"], noise, a_t, b_t)
         apart = self.apart(state, a_t, b_t)
         copy = walked - apart

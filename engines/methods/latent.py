@@ -23,6 +23,7 @@ from engines.bank import SeverityBank, distance_of
 from engines.codecs import build_codec
 from engines.maps import gaussian_blur, resize_map
 from engines.methods.method import Method, Plan, State
+from engines.methods.whitening import Whitening
 from engines.networks import build_denoiser
 from engines.noise import with_clean_level
 from engines.scorer import Scorer
@@ -30,11 +31,13 @@ from engines.scorer import Scorer
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from engines.codecs import Seen
     from engines.noise import Float64
 
 BASE_SHARE = 0.7  # weight of the base map where nothing has been fitted
 SCORER_SHARE = 0.5  # likewise of the learned scorer
 MAP_STRIDE = 4  # the emitted map is the image's grid divided by this
+WHITENED_SMOOTHING = 2.0  # sigma in cells of the emitted map
 SMOOTHING_PX = 4.0  # sigma of the base map's blur
 SEVERITY_QUANTILE_MAX = 0.95  # of good parts: beyond it a frame takes the deepest plan
 
@@ -52,7 +55,7 @@ class LatentMethod(Method):
     """A method over a codec's latent, with or without a severity bank and a learned scorer.
 
     ``configuration``: codec (dict), denoiser (size name), categories (count), image_size, dropout,
-    bank (None or dict with ``rows``), scorer (bool).
+    bank (None or dict with ``rows``), scorer, preconditioned, whitened (bool).
     """
 
     learns_from_anomalies: ClassVar[bool] = False  # training needs ``Batch.odd``
@@ -83,7 +86,13 @@ class LatentMethod(Method):
         self.pretrained_prefixes = tuple(f"codec.{p}" for p in self.codec.pretrained_prefixes)
         self.categories = int(configuration["categories"])
         self.neutral = frozenset({"base_centre", "deviation_centre", "scorer_centre"})
+        self.is_preconditioned = bool(configuration.get("preconditioned"))
         self.denoiser = self.build_network(configuration)
+        self.whitening = (
+            Whitening(self.categories, self.codec.latent_shape[0])
+            if configuration.get("whitened")
+            else None
+        )
         bank = configuration.get("bank")
         self.bank = (
             SeverityBank(self.categories, bank["rows"], self.codec.feature_channels)
@@ -198,12 +207,17 @@ class LatentMethod(Method):
     def start(self, image: Tensor, category: Tensor, seed: Tensor, plan: Tensor) -> State:
         """Encode, look the frame up in the bank, take the forced plan or the severity's."""
         seen = self.codec.encode_all(image)
+        residual = None if self.bank is None else self.bank.residual(seen.patches, category)
+        return self.opened(seen, residual, category, seed, plan)
+
+    def opened(
+        self, seen: Seen, residual: Tensor | None, category: Tensor, seed: Tensor, plan: Tensor
+    ) -> State:
+        """The state of frames that were seen; residual [B, D, h, w] from good patches, if any."""
         kept: State = {}
-        residual = None
-        if self.bank is None:
+        if residual is None:
             chosen = torch.full_like(category, len(self.plans) - 1)
         else:
-            residual = self.bank.residual(seen.patches, category)
             kept["base_map"] = distance_of(residual)
             severity = self.severity(kept["base_map"])
             chosen = (severity[:, None] > self.severity_edges[category]).long().sum(1)
@@ -260,7 +274,7 @@ class LatentMethod(Method):
         learned one; the last two only where the method has them.
         """
         category = state["category"]
-        found = {"denoiser": self.deviation_map(state)}
+        found = {"denoiser": self.change_map(state)}
         fused = found["denoiser"]
         if self.bank is not None or self.scorer is not None:
             fused = self.standardised("deviation", fused, category)
@@ -275,6 +289,30 @@ class LatentMethod(Method):
             learned = self.standardised("scorer", found["scorer"], category)
             fused = share * learned + (1 - share) * fused
         return found | {"fused": fused}
+
+    def change_map(self, state: Mapping[str, Tensor]) -> Tensor:
+        """The method's own map, or how unlike good parts' the change is, [B, h', w']."""
+        if self.whitening is None:
+            return self.deviation_map(state)
+        unlike = self.whitening(self.change(state), state["category"])
+        return gaussian_blur(resize_map(unlike, self.map_size), WHITENED_SMOOTHING)
+
+    def change(self, state: Mapping[str, Tensor]) -> Tensor:
+        """What the walk made of the latent, [B, C, h, w]."""
+        return self.closed(state) - state["anchor"]
+
+    def predicted_noise(self, latent: Tensor, level: Tensor, category: Tensor) -> Tensor:
+        """The noise in latent [B, inputs, h, w], its noisy channels first, at level i64 [B].
+
+        Preconditioned (v-prediction, arXiv 2202.00512): eps^ = b_t z_t + a_t v^, so the network
+        starts from the guess that is best for whitened latents and learns what that leaves over. A
+        narrow one cannot even pass on the noise of more channels than it is wide.
+        """
+        predicted: Tensor = self.denoiser(latent, level, category)
+        if not self.is_preconditioned:
+            return predicted
+        a_t, b_t = self.signal(level)
+        return b_t * latent[:, : predicted.shape[1]] + a_t * predicted
 
     def standardised(self, piece: str, maps: Tensor, category: Tensor) -> Tensor:
         """Maps [B, h, w] of "base", "deviation" or "scorer" less their centre, by their scale."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engines.bank import SeverityBank, coreset, distance_of
+from engines.bank import HalvedBank, SeverityBank, coreset, distance_of
 from engines.contracts import BadData
 
 
@@ -114,3 +114,23 @@ def test_a_category_without_patches_is_refused() -> None:
     """A bank cannot vouch for a category it has not seen."""
     with pytest.raises(BadData, match="category 1 has no good patches"):
         SeverityBank(2, 8, 24).fit({0: patches(10)})
+
+
+@torch.inference_mode()
+def test_no_image_meets_itself() -> None:
+    """Each half is looked up in the other: an image finds its patches in its own half's bank only.
+
+    Twice as many rows as patches, so that a bank holds all that it was fitted on.
+    """
+    images = [patches(8 * 6, seed=s, offset=9.0 * s).view(8, 6, 24) for s in range(2)]
+    half = torch.arange(8) % 2
+    bank = HalvedBank(images, [half, half], 400)
+    for category, own in enumerate(images):
+        features = own.transpose(1, 2).reshape(8, 24, 2, 3)
+        told = torch.full((8,), category)
+        distance = distance_of(bank.residual(features, told, half))
+        assert distance.min() > 0.5
+        itself = distance_of(bank.residual(features, told, 1 - half))
+        assert itself.max() < 0.05  # rows are stored in half precision
+        unknown = distance_of(bank.residual(features, torch.full((8,), 2), half))
+        torch.testing.assert_close(unknown, distance)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engines.backend import BatchedBackend
 from engines.backend_openvino import OpenVinoBackend
 from engines.backend_torch import TorchBackend
 from engines.contracts import BadConfig, Rows
@@ -23,6 +22,7 @@ from engines.methods.fit import fit_scales
 from engines.methods.latent import Batch
 from engines.methods.method import State
 from tests.engines.sketch_parts import Denoiser
+from tests.engines.walking import findings
 
 CONFIGURATION: dict[str, Any] = {
     "method": "D3AD",
@@ -304,17 +304,6 @@ def rows_of_all_plans(method: D3ad) -> Rows:
         np.zeros(count, np.int64),
         np.arange(-1, count - 1, dtype=np.int32) % (len(method.plans) + 1) - 1,
     )
-
-
-def findings(backend: BatchedBackend, rows: Rows, slots: list[int]) -> tuple[Any, Any, Any]:
-    """Maps, scores and plans of rows that walk together, each as far as its plan goes."""
-    progress = backend.start(rows, slots)
-    left, plans = progress.steps_left.copy(), progress.plan.copy()
-    while left.max() > 0:
-        going = [slot for slot, more in zip(slots, left > 0, strict=True) if more]
-        left[left > 0] = backend.step(going).steps_left
-    evidence = backend.finish(slots)
-    return evidence.anomaly_map, evidence.anomaly_score, plans
 
 
 def test_a_frame_is_judged_alone_as_in_a_batch(fitted: D3ad) -> None:

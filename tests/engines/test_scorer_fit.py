@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from engines.bank import HALVES, HalvedBank
 from engines.contracts import BadConfig
 from engines.descent import Schedule, Training
 from engines.methods.decodiff import DecoDiff
@@ -72,6 +74,17 @@ def method(images: tuple[Tensor, Tensor]) -> DecoDiff:
     return method
 
 
+@pytest.fixture
+def halves(method: DecoDiff, images: tuple[Tensor, Tensor]) -> Callable[[], HalvedBank]:
+    """Banks of both halves of the good parts."""
+    good, category = images
+    patches = method.codec.encode_all(good).patches.flatten(2).transpose(1, 2)
+    half = torch.arange(len(good)) % HALVES
+    own = [category == c for c in range(CATEGORIES)]
+    found = HalvedBank([patches[o] for o in own], [half[o] for o in own], 40)
+    return lambda: found
+
+
 def test_every_category_has_its_share(images: tuple[Tensor, Tensor]) -> None:
     """A category of few images is drawn as often as one of many; some labels are hidden."""
     drawn = draw_pool(*images, 40, seed=3, unknown=CATEGORIES, dropout=0.0)
@@ -129,14 +142,15 @@ def test_a_thin_scratch_counts_by_its_root() -> None:
 
 
 def test_the_first_part_learns_from_the_frame_alone(
-    method: DecoDiff, pool: Pool, tmp_path: Path
+    method: DecoDiff, pool: Pool, halves: Callable[[], HalvedBank], tmp_path: Path
 ) -> None:
     """A few steps lower the loss; codec, bank and denoiser stay as they are."""
     frozen = {n: t.clone() for n, t in method.state_dict().items() if not n.startswith("scorer.")}
     reports: list[Training] = []
     told: list[float] = []
     schedule = Schedule(steps=24, batch=8, learning_rate=3e-3, log_every=8)
-    fit_context(method, pool, schedule, tmp_path, progress=reports.append, prepared=told.append)
+    watched = {"progress": reports.append, "prepared": told.append}
+    fit_context(method, pool, schedule, tmp_path, halves=halves, **watched)
     assert reports[-1].loss < 0.8 * reports[0].loss
     assert told[-1] == 1
     assert not scorer_of(method).training
@@ -145,15 +159,14 @@ def test_the_first_part_learns_from_the_frame_alone(
 
 
 def test_the_first_part_standardises_what_it_reads(
-    method: DecoDiff, pool: Pool, tmp_path: Path
+    method: DecoDiff, pool: Pool, halves: Callable[[], HalvedBank], tmp_path: Path
 ) -> None:
     """Activations and residuals of the pool have about unit size before they are read."""
-    fit_context(method, pool, Schedule(steps=1, batch=4), tmp_path)
+    fit_context(method, pool, Schedule(steps=1, batch=4), tmp_path, halves=halves)
     scorer = scorer_of(method)
     with torch.no_grad():
         seen = method.codec.encode_all(pool.images)
-        assert method.bank is not None
-        residual = method.bank.residual(seen.patches, pool.category)
+        residual = halves().residual(seen.patches, pool.category, pool.half)
     for stride, maps in seen.activations.items():
         mean, std = scorer.get_buffer(f"mean_{stride}"), scorer.get_buffer(f"std_{stride}")
         scaled = (maps - mean) / std
@@ -164,13 +177,13 @@ def test_the_first_part_standardises_what_it_reads(
 
 
 def test_the_second_part_leaves_the_first_as_it_is(
-    method: DecoDiff, pool: Pool, tmp_path: Path
+    method: DecoDiff, pool: Pool, halves: Callable[[], HalvedBank], tmp_path: Path
 ) -> None:
     """It fits how changes are read, over plans drawn at random, and nothing else."""
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     reports: list[Training] = []
     schedule = Schedule(steps=24, batch=8, learning_rate=3e-3, log_every=8)
-    fit_difference(method, pool, schedule, tmp_path, progress=reports.append)
+    fit_difference(method, pool, schedule, tmp_path, halves=halves, progress=reports.append)
     assert reports[-1].loss < 0.8 * reports[0].loss
     after = method.state_dict()
     changed = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
@@ -179,13 +192,13 @@ def test_the_second_part_leaves_the_first_as_it_is(
 
 
 def test_a_resumed_fit_equals_an_uninterrupted_one(
-    method: DecoDiff, pool: Pool, tmp_path: Path
+    method: DecoDiff, pool: Pool, halves: Callable[[], HalvedBank], tmp_path: Path
 ) -> None:
     """A finished first part is taken up as it was, its scales too."""
-    fit_context(method, pool, Schedule(steps=2, batch=4), tmp_path)
+    fit_context(method, pool, Schedule(steps=2, batch=4), tmp_path, halves=halves)
     fitted = {name: tensor.clone() for name, tensor in scorer_of(method).state_dict().items()}
     torch.nn.init.normal_(scorer_of(method).kept.weight)
-    fit_context(method, pool, Schedule(steps=2, batch=4), tmp_path, resume=True)
+    fit_context(method, pool, Schedule(steps=2, batch=4), tmp_path, halves=halves, resume=True)
     after = scorer_of(method).state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in fitted.items())
 
