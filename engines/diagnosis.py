@@ -2,11 +2,13 @@
 
 Three measurements on test images: what each piece of evidence is worth; the codec's error inside
 and outside defects, which needs truth masks; and image AUROC of the denoiser's own map (the bank
-left out) against steps, which needs the snapshots of a training run.
+left out) against steps, which needs the snapshots of a training run and takes at most
+``CURVE_IMAGES`` good and as many defective images per category, evenly chosen.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,16 +17,22 @@ from pydantic import BaseModel, ConfigDict
 
 from engines.checkpoint import read_tensors
 from engines.contracts import BadBundle
-from engines.dataset import load_model_input, load_truth, test_items
+from engines.dataset import (
+    good_items,
+    load_model_input,
+    load_truth,
+    split_holdout,
+    test_items,
+)
 from engines.evidence import Piece, weigh_evidence
 from engines.export import load_method
 from engines.maps import gaussian_blur
-from engines.methods.fit import seeds_of
-from engines.methods.latent import LatentMethod, latent_map
+from engines.methods.fit import WHITENING_IMAGES, measure, seeds_of
+from engines.methods.latent import LatentMethod
 from engines.metrics import auroc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
     from engines.methods.method import State
 
 BATCH = 16
+CURVE_IMAGES = 50
 SURROUNDINGS_PX = 12.0  # sigma of the blur that a defect is compared with
 
 
@@ -86,44 +95,93 @@ def diagnose(
     pieces = weigh_evidence(method, data, rows, progress)
     snapshots = sorted((training / "denoiser" / "snapshots").glob("step_*.safetensors"))
     errors: list[CodecError] = []
-    curve: list[CurvePoint] = []
+    told: list[_Told] = []
     for name in names:
         items = test_items(data, name)
         images = _images(items, bundle.manifest.image_size)
         errors += _codec_errors(method, name, items, images)
-        states = _started(method, images, rows[name]) if snapshots else []
-        for number, path in enumerate(snapshots):
-            progress(number / len(snapshots), f"{name} {path.stem}")
-            curve.append(_point(method, path, name, states, [item.is_good for item in items]))
+        if snapshots:
+            kept = _spread(items)
+            told.append(_Told(name, rows[name], images[kept], [items[k].is_good for k in kept]))
+    curve = list(_curve(method, snapshots, told, _good_images(bundle, data, names), progress))
     return Diagnosis(evidence=tuple(pieces), codec=tuple(errors), curve=tuple(curve))
 
 
-def _point(
-    method: LatentMethod, path: Path, category: str, states: Sequence[State], good: Sequence[bool]
-) -> CurvePoint:
-    tensors, facts = read_tensors(path)
-    method.denoiser.load_state_dict(tensors)
-    scores = torch.cat([_deviation_score(method, dict(state)) for state in states]).numpy()
-    is_good = np.array(good)
-    found = auroc(scores[is_good], scores[~is_good])
-    return CurvePoint(category=category, step=int(facts["step"]), image_auroc=found)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Told:
+    """Test images of a category that the curve is drawn from."""
+
+    category: str
+    row: int  # of the method's tables
+    images: Tensor
+    is_good: list[bool]
 
 
-def _deviation_score(method: LatentMethod, state: State) -> Tensor:
-    """Maximum of the smoothed latent map after the deepest plan, clips left out, [B]."""
+def _curve(
+    method: LatentMethod,
+    snapshots: Sequence[Path],
+    told: Sequence[_Told],
+    good: Mapping[int, Tensor],
+    progress: Callable[[float, str], None],
+) -> Iterator[CurvePoint]:
+    """Image AUROC of the denoiser's own map at every snapshot, measured as that one's own would be.
+
+    Where changes are whitened, each snapshot is measured in its own changes of good parts.
+    """
+    started = {part.category: _started(method, part.images, part.row) for part in told}
+    calm = {row: _started(method, images, row) for row, images in good.items()}
+    for number, path in enumerate(snapshots):
+        tensors, facts = read_tensors(path)
+        method.denoiser.load_state_dict(tensors)
+        for row, states in calm.items():
+            measure(method, [_walked(method, state) for state in states], row)
+        for part in told:
+            progress(number / len(snapshots), f"{part.category} {path.stem}")
+            walked = [_walked(method, state) for state in started[part.category]]
+            scores = torch.cat([method.score_of(method.change_map(s)) for s in walked]).numpy()
+            is_good = np.array(part.is_good)
+            found = auroc(scores[is_good], scores[~is_good])
+            yield CurvePoint(category=part.category, step=int(facts["step"]), image_auroc=found)
+
+
+def _spread(items: Sequence[Item]) -> list[int]:
+    """At most ``CURVE_IMAGES`` good and as many defective items, evenly over their order."""
+    sides = ([k for k, item in enumerate(items) if item.is_good is side] for side in (True, False))
+    return [k for side in sides for k in side[:: -(-len(side) // CURVE_IMAGES) or 1]]
+
+
+def _good_images(bundle: Bundle, data: Path, names: Sequence[str]) -> dict[int, Tensor]:
+    """Training images of each category, by its row; none where nothing is measured in them."""
+    if not bundle.manifest.configuration.get("whitened"):
+        return {}
+    stated = bundle.manifest.training["settings"]
+    found = {}
+    for name in names:
+        kept, _ = split_holdout(good_items(data, name), stated["holdout"], stated["seed"])
+        found[bundle.category_id(name)] = _images(
+            kept[:WHITENING_IMAGES], bundle.manifest.image_size
+        )
+    return found
+
+
+def _walked(method: LatentMethod, state: State) -> State:
+    """A state placed anew and walked along the deepest plan by the denoiser of now."""
+    plan = state["plan"].long()
+    placed = method.place(state["anchor"], state["category"], state["seed"], plan)
+    state = state | placed
     for _ in range(method.plans[-1].steps):
-        state |= method.step(state)
-    deviation = latent_map(state, method.closed(state))
-    return gaussian_blur(deviation, 1.0).amax((1, 2))
+        state = state | method.step(state)
+    return state
 
 
 def _started(method: LatentMethod, images: Tensor, category: int) -> list[State]:
+    """States of images on the deepest plan, and the seed of each besides."""
     deepest = len(method.plans) - 1
     states = []
     for batch in torch.split(images, BATCH):
-        ids = torch.full((len(batch),), category)
+        ids, seed = torch.full((len(batch),), category), seeds_of(batch)
         plan = torch.full((len(batch),), deepest, dtype=torch.int32)
-        states.append(method.start(batch, ids, seeds_of(batch), plan))
+        states.append(method.start(batch, ids, seed, plan) | {"seed": seed})
     return states
 
 

@@ -64,6 +64,7 @@ class Drdc(LatentMethod):
     name: ClassVar[str] = "DRDC-style"
     constants_steer: ClassVar[bool] = True  # the gate
     has_zero_step_evidence: ClassVar[bool] = True
+    measured: ClassVar[tuple[str, ...]] = ("walk", "base")
     steps_unit = PARTS
 
     denoiser: DrdcNetwork
@@ -160,9 +161,11 @@ class Drdc(LatentMethod):
     def place(self, latent: Tensor, category: Tensor, seed: Tensor, plan: Tensor) -> State:
         """The base heatmap, empty accumulators, and which noise every call of this frame takes."""
         heat = torch.zeros_like(latent[:, :1]).repeat(1, len(KINDS), 1, 1)
+        missed = self.denoiser.base.missed(latent, category)
         return {
             "latent": latent.clone(),
-            "feature_error": self.denoiser.base.error_map(latent, category),
+            "feature_error": missed.square().mean(1).sqrt(),
+            **({"missed": missed} if self.whitenings else {}),
             "noise_row": seed.remainder(len(self.noise_table)),
             "heat": heat,
             "covers": torch.zeros_like(plan, dtype=torch.int32)[:, None].repeat(1, len(KINDS)),
@@ -220,6 +223,20 @@ class Drdc(LatentMethod):
 
     # ---- evidence
 
+    def changes(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What inpainting made of the latent, and what the base branch missed of its tokens."""
+        return super().changes(state) | {"base": state["missed"]}
+
+    def change_map(self, state: Mapping[str, Tensor]) -> Tensor:
+        """The method's own map; its heatmaps may be measured in good parts' changes."""
+        return self.deviation_map(state)
+
+    def base_heat(self, state: Mapping[str, Tensor]) -> Tensor:
+        """What the base branch missed, on the emitted grid, [B, h', w']."""
+        if self.whitenings:
+            return self.unlike(state, "base")
+        return self.smooth_base_map(state["feature_error"])
+
     def deviation_map(self, state: Mapping[str, Tensor]) -> Tensor:
         """A_base (1 + lambda A_ref), or A_base + lambda A_ref, [B, h', w'].
 
@@ -227,14 +244,19 @@ class Drdc(LatentMethod):
         refinement exceeds its mean on them, and is 0 below it and without a complete cover.
         """
         category = state["category"]
-        error = self.smooth_base_map(state["feature_error"])
-        base = error / per_row(self.error_level, category)
+        base = self.base_heat(state) / per_row(self.error_level, category)
         above = self.refined(state) - per_row(self.refined_mean, category)
         refined = (above / per_row(self.refined_spread, category)).clamp(min=0)
         return base + self.refinement * refined * (base if self.fusion == FUSIONS[0] else 1.0)
 
     def refined(self, state: Mapping[str, Tensor]) -> Tensor:
-        """Mean over complete covers of residuals, each over its mean on good parts, [B, h', w']."""
+        """Mean over complete covers of residuals, each over its mean on good parts, [B, h', w'].
+
+        Whitened, it is the last cover's change, and nothing without a complete cover.
+        """
+        if self.whitenings:
+            made = (state["covers"].sum(1) > 0).to(state["heat"])
+            return self.unlike(state, "walk") * made[:, None, None]
         tables = [self.get_buffer(residual_name(kind)) for kind in range(len(KINDS))]
         scale = torch.stack(tables, 1)[state["category"]]  # [B, kinds]
         covers = state["covers"].sum(1).clamp(min=1)
@@ -250,7 +272,7 @@ class Drdc(LatentMethod):
     @torch.no_grad()
     def fit_constants(self, states: Sequence[State], category: int) -> None:
         """Both heatmaps' levels, and without a bank the edges between plans."""
-        smooth = self.smooth_base_map(torch.cat([state["feature_error"] for state in states]))
+        smooth = torch.cat([self.base_heat(state) for state in states])
         self.error_level[category] = smooth.mean().clamp(min=LEVEL_MIN)
         mean = torch.cat([state["heat"] for state in states]).mean((0, 2, 3))
         for kind, level in enumerate(mean.clamp(min=LEVEL_MIN)):
@@ -259,7 +281,8 @@ class Drdc(LatentMethod):
         self.refined_mean[category] = refined.mean()
         self.refined_spread[category] = refined.std().clamp(min=LEVEL_MIN)
         if self.bank is None:
-            self.severity_edges[category] = self.edges_of(smooth.amax((1, 2)))
+            errors = torch.cat([state["feature_error"] for state in states])
+            self.severity_edges[category] = self.edges_of(self.severity(errors))
 
 
 def residual_name(kind: int) -> str:

@@ -103,11 +103,11 @@ class FeatureRebuilder(nn.Module):
         """Means of the cells under each token, [B, C, h, w] -> [B, T, C]."""
         return functional.avg_pool2d(latent, self.cells).flatten(2).transpose(1, 2)
 
-    def error_map(self, latent: Tensor, category: Tensor) -> Tensor:
-        """How far each token is from what the others make of it, root mean square, [B, h', w']."""
+    def missed(self, latent: Tensor, category: Tensor) -> Tensor:
+        """Each token less what the others make of it, [B, C, h', w']."""
         tokens = self.tokens_of(latent)
-        error = (self(tokens, category) - tokens).square().mean(2).sqrt()
-        return torch.unflatten(error, 1, self.grid)
+        missed = tokens - self(tokens, category)
+        return torch.unflatten(missed.transpose(1, 2), 2, self.grid)
 
     def training_loss(self, latent: Tensor, category: Tensor, generator: torch.Generator) -> Tensor:
         """Mean squared error of clean tokens rebuilt from jittered ones, scalar."""

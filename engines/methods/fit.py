@@ -54,15 +54,21 @@ def fit_whitening(method: LatentMethod, images: Sequence[Tensor]) -> None:
     images: those it was trained on, u8 [N, H, W, 3] per category; a covariance of so many channels
     needs more cells than the held-out ones have, and thresholds must not know it.
     """
-    if method.whitening is None:
+    if not method.whitenings:
         return
-    everywhere = []
+    everywhere: list[State] = []
     for category, image in enumerate(images):
         walked = walk_all(method, image[:WHITENING_IMAGES], category)
-        changes = [method.change(state) for state in walked]
-        method.whitening.fit(changes, category)
-        everywhere += changes
-    method.whitening.fit(everywhere, method.categories)
+        measure(method, walked, category)
+        everywhere += walked
+    measure(method, everywhere, method.categories)
+
+
+def measure(method: LatentMethod, states: Sequence[State], category: int) -> None:
+    """Fit every whitening of a category on the changes in states of good parts, in place."""
+    changes = [method.changes(state) for state in states]
+    for name in method.measured if method.whitenings else ():
+        method.whitening(name).fit([change[name] for change in changes], category)
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,7 @@ class LatentMethod(Method):
     learns_from_anomalies: ClassVar[bool] = False  # training needs ``Batch.odd``
     constants_steer: ClassVar[bool] = False  # ``fit_steering`` changes how a frame walks
     has_zero_step_evidence: ClassVar[bool] = False  # its map means something without a step
+    measured: ClassVar[tuple[str, ...]] = ("walk",)  # what ``changes`` names
     steps_unit = 1
 
     levels: Tensor
@@ -88,10 +89,10 @@ class LatentMethod(Method):
         self.neutral = frozenset({"base_centre", "deviation_centre", "scorer_centre"})
         self.is_preconditioned = bool(configuration.get("preconditioned"))
         self.denoiser = self.build_network(configuration)
-        self.whitening = (
-            Whitening(self.categories, self.codec.latent_shape[0])
+        self.whitenings = nn.ModuleDict(
+            {name: Whitening(self.categories, self.codec.latent_shape[0]) for name in self.measured}
             if configuration.get("whitened")
-            else None
+            else {}
         )
         bank = configuration.get("bank")
         self.bank = (
@@ -291,15 +292,21 @@ class LatentMethod(Method):
         return found | {"fused": fused}
 
     def change_map(self, state: Mapping[str, Tensor]) -> Tensor:
-        """The method's own map, or how unlike good parts' the change is, [B, h', w']."""
-        if self.whitening is None:
-            return self.deviation_map(state)
-        unlike = self.whitening(self.change(state), state["category"])
-        return gaussian_blur(resize_map(unlike, self.map_size), WHITENED_SMOOTHING)
+        """The method's own map, or how unlike good parts' its change is, [B, h', w']."""
+        return self.unlike(state, "walk") if self.whitenings else self.deviation_map(state)
 
-    def change(self, state: Mapping[str, Tensor]) -> Tensor:
-        """What the walk made of the latent, [B, C, h, w]."""
-        return self.closed(state) - state["anchor"]
+    def unlike(self, state: Mapping[str, Tensor], name: str) -> Tensor:
+        """A change in units of good parts' changes, on the emitted grid, [B, h', w']."""
+        length = self.whitening(name)(self.changes(state)[name], state["category"])
+        return gaussian_blur(resize_map(length, self.map_size), WHITENED_SMOOTHING)
+
+    def whitening(self, name: str) -> Whitening:
+        """The measure of one of the changes."""
+        return cast("Whitening", self.whitenings[name])
+
+    def changes(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What was made of the latent, [B, C, h, w] each, by the names of ``measured``."""
+        return {"walk": self.closed(state) - state["anchor"]}
 
     def predicted_noise(self, latent: Tensor, level: Tensor, category: Tensor) -> Tensor:
         """The noise in latent [B, inputs, h, w], its noisy channels first, at level i64 [B].
