@@ -1,8 +1,8 @@
 """How much each piece of evidence counts, fitted on good parts and synthetic anomalies.
 
-One rule serves every product: a category's own images count as far as they are many, those of all
-categories for the rest, so a product with a few images takes what serves the others. The bank needs
-no anomaly to be trusted; what was trained must beat it by more than chance.
+One rule serves every product. The bank needs no anomaly to be trusted; what was trained on
+synthetic ones must beat it on a category's own images by more than chance. A product with a few
+images therefore keeps the bank, as does one whose synthetic anomalies the bank tells nearly all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from engines.methods.method import State
 
 SHARES = (0.0, 0.15, 0.3, 0.5, 0.7, 0.85, 1.0)
-OTHERS = 50  # images of all categories weigh as much as so many of one's own
+ERRORS = 2.0  # standard errors that another share must be better by
 TABLES = {"denoiser": "deviation", "bank": "base", "scorer": "scorer"}  # evidence -> tables
 
 
@@ -30,9 +30,9 @@ def fit_shares(
     """Choose the shares by which anomalies are told best from good parts, in place.
 
     ``good`` and ``odd``: states per category. The denoiser is weighed against the bank first, then
-    the scorer against both; a share that is not better by a standard error is none. A bank counts
-    for something wherever a frame that makes no step has no other evidence. "unknown" takes the
-    median shares.
+    the scorer against both; a share that is not better by two standard errors is none. A bank
+    counts for something wherever a frame that makes no step has no other evidence. "unknown" takes
+    the median shares.
     """
     if method.bank is None and method.scorer is None:
         return
@@ -60,18 +60,15 @@ def fit_shares(
 def _best(
     shares: Sequence[float], counts: np.ndarray, separation: Callable[[int, float], float]
 ) -> list[float]:
-    """The best share for each category, by its own and all categories' separation.
+    """The best share for each category of ``counts`` images, by its own separation.
 
-    It is the first of ``shares`` unless another is better by more than a standard error of so many
-    images.
+    It is the first of ``shares`` unless another is better by more than chance would have it.
     """
     found = np.array([[separation(k, share) for share in shares] for k in range(len(counts))])
-    own = (counts / (counts + OTHERS))[:, None]
-    weighed = own * found + (1 - own) * found.mean(0)
-    first = weighed[:, 0]
-    error = np.sqrt(first * (1 - first) / (counts + OTHERS))
-    is_better = weighed.max(1) > first + error
-    return [shares[place] for place in np.where(is_better, weighed.round(4).argmax(1), 0)]
+    first = found[:, 0]
+    error = np.sqrt(first * (1 - first) / counts)
+    is_better = found.max(1) > first + ERRORS * error
+    return [shares[place] for place in np.where(is_better, found.round(4).argmax(1), 0)]
 
 
 def _keep(table: Tensor, rows: Sequence[int], shares: Sequence[float]) -> None:
