@@ -89,13 +89,10 @@ class HalvedBank:
     def __init__(
         self, patches: Sequence[Tensor], halves: Sequence[Tensor], rows: int, seed: int = 0
     ) -> None:
-        """patches [N, P, D] of each category's N images, and to which half each belongs, i64 [N].
-
-        Each bank takes half of ``rows``, since it sees half of the patches.
-        """
+        """patches [N, P, D] of each category's N images, and the half of each, i64 [N]."""
         self.known = len(patches)
         tables = HALVES * (self.known + 1)
-        self.bank = SeverityBank(tables - 1, max(1, rows // HALVES), int(patches[0].shape[2]))
+        self.bank = SeverityBank(tables - 1, rows, int(patches[0].shape[2]))
         for half in range(HALVES):
             others = [p[h != half].flatten(0, 1) for p, h in zip(patches, halves, strict=True)]
             for category, rest in enumerate((*others, torch.cat(others))):
@@ -104,6 +101,11 @@ class HalvedBank:
     def residual(self, features: Tensor, category: Tensor, half: Tensor) -> Tensor:
         """As ``SeverityBank.residual``, for images of the given halves i64 [B]."""
         return self.bank.residual(features, half * (self.known + 1) + category)
+
+
+def half_of(rows: Tensor) -> Tensor:
+    """To which half of the good images those of these rows i64 [N] belong, i64 [N]."""
+    return rows % HALVES
 
 
 def distance_of(residual: Tensor) -> Tensor:

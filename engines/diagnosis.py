@@ -27,7 +27,7 @@ from engines.dataset import (
 from engines.evidence import Piece, weigh_evidence
 from engines.export import load_method
 from engines.maps import gaussian_blur
-from engines.methods.fit import WHITENING_IMAGES, measure, seeds_of
+from engines.methods.fit import WHITENING_IMAGES, fit_whitenings, seeds_of
 from engines.methods.latent import LatentMethod
 from engines.metrics import auroc
 
@@ -95,20 +95,23 @@ def diagnose(
     pieces = weigh_evidence(method, data, rows, progress)
     snapshots = sorted((training / "denoiser" / "snapshots").glob("step_*.safetensors"))
     errors: list[CodecError] = []
-    told: list[_Told] = []
+    shown: list[_CurveImages] = []
     for name in names:
         items = test_items(data, name)
         images = _images(items, bundle.manifest.image_size)
         errors += _codec_errors(method, name, items, images)
         if snapshots:
             kept = _spread(items)
-            told.append(_Told(name, rows[name], images[kept], [items[k].is_good for k in kept]))
-    curve = list(_curve(method, snapshots, told, _good_images(bundle, data, names), progress))
+            shown.append(
+                _CurveImages(name, rows[name], images[kept], [items[k].is_good for k in kept])
+            )
+    points = _curve(method, snapshots, shown, _good_images(bundle, data, names), progress)
+    curve = sorted(points, key=lambda point: names.index(point.category))
     return Diagnosis(evidence=tuple(pieces), codec=tuple(errors), curve=tuple(curve))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Told:
+class _CurveImages:
     """Test images of a category that the curve is drawn from."""
 
     category: str
@@ -120,22 +123,23 @@ class _Told:
 def _curve(
     method: LatentMethod,
     snapshots: Sequence[Path],
-    told: Sequence[_Told],
+    shown: Sequence[_CurveImages],
     good: Mapping[int, Tensor],
     progress: Callable[[float, str], None],
 ) -> Iterator[CurvePoint]:
-    """Image AUROC of the denoiser's own map at every snapshot, measured as that one's own would be.
+    """Image AUROC of the denoiser's own map at every snapshot.
 
-    Where changes are whitened, each snapshot is measured in its own changes of good parts.
+    Where changes are whitened, each snapshot is measured in its own changes of good parts; all
+    other fitted tables stay those of the final weights.
     """
-    started = {part.category: _started(method, part.images, part.row) for part in told}
+    started = {part.category: _started(method, part.images, part.row) for part in shown}
     calm = {row: _started(method, images, row) for row, images in good.items()}
     for number, path in enumerate(snapshots):
         tensors, facts = read_tensors(path)
         method.denoiser.load_state_dict(tensors)
         for row, states in calm.items():
-            measure(method, [_walked(method, state) for state in states], row)
-        for part in told:
+            fit_whitenings(method, [_walked(method, state) for state in states], row)
+        for part in shown:
             progress(number / len(snapshots), f"{part.category} {path.stem}")
             walked = [_walked(method, state) for state in started[part.category]]
             scores = torch.cat([method.score_of(method.change_map(s)) for s in walked]).numpy()

@@ -95,7 +95,7 @@ def build_denoiser(
 
     ``inputs`` counts its input channels where it is told more than the latent (a mask, what is
     visible). Latent sides must be multiples of four, of eight for "sd", of sixteen for
-    "d3ad-full". A new network's last convolution is zero: untrained, it corrects nothing. Raises
+    "d3ad-full". A new network's last convolution is zero: untrained, it says nothing. Raises
     BadConfig for an unknown size and for a pretrained U-Net of other channels.
     """
     inputs = inputs or channels

@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from engines.calibration import good_images_needed
-from engines.contracts import BadConfig, BadData, UInt8
+from engines.contracts import BY_PATH, BadConfig, BadData, UInt8
 from engines.dataset import (
     good_items,
     held_count,
@@ -108,6 +108,14 @@ class TrainSettings(BaseModel):
             if isinstance(value, str) and name not in IN_WORDS:
                 raise ValueError(f"{name} is {value!r}; give a number")
         return options
+
+    @field_validator("preconditioned")
+    @classmethod
+    def _is_trained_here(cls, preconditioned: bool, told: ValidationInfo) -> bool:
+        size = told.data.get("size", "")
+        if preconditioned and size.startswith(BY_PATH):
+            raise ValueError(f"{size} was trained without it; leave it out or name another size")
+        return preconditioned
 
 
 @dataclass(frozen=True, slots=True, eq=False)

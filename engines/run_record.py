@@ -71,10 +71,12 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
 
 def _difference(held: dict[str, Any], asked: dict[str, Any]) -> str:
     """What a run was started with and is not asked for now; empty where they agree."""
-    differing = [key for key in asked if key not in held or held[key] != asked[key]]
+    if unknown := [key for key in asked if key not in held]:
+        return f"an older version, which had no {', '.join(unknown)}"
+    differing = [key for key in asked if held[key] != asked[key]]
     # Settings first: some of them decide which images are trained on.
     if settings := [key for key in differing if key not in ("images", "based_on")]:
-        return ", ".join(f"{key} {json.dumps(held.get(key))}" for key in settings)
+        return ", ".join(f"{key} {json.dumps(held[key])}" for key in settings)
     if "based_on" in differing:
         return f"--from bundle {held['based_on']}" if held["based_on"] else "no --from"
     return "other images" if differing else ""

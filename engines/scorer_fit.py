@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engines.anomalies import synthesize
-from engines.bank import HALVES
+from engines.bank import half_of
 from engines.codecs import Moments
 from engines.contracts import BadConfig
 from engines.descent import Training, silent, train
@@ -66,19 +66,26 @@ def draw_pool(
     """
     rng = np.random.default_rng(seed)
     rows = [torch.nonzero(categories == c)[:, 0].numpy() for c in torch.unique(categories)]
+    half = half_of(torch.arange(len(images))).numpy()
     moved = shifted(images, SHIFT_PX, torch.Generator().manual_seed(seed)).numpy()
     drawn, targets, kinds, halves = [], [], [], []
     for number in range(count):
         own = rows[number % len(rows)]
         donors = rows[rng.integers(len(rows))] if rng.random() < FOREIGN_SHARE else own
         row = int(rng.choice(own))
-        image, target = _made(moved[row], moved[rng.choice(donors)], rng)
+        image, target = _made(moved[row], moved[rng.choice(_of_half(donors, half[row]))], rng)
         drawn.append(image)
         targets.append(target)
         kinds.append(unknown if rng.random() < dropout else int(categories[row]))
-        halves.append(row % HALVES)
+        halves.append(half[row])
     made = torch.from_numpy(np.stack(drawn)), torch.stack(targets)
-    return Pool(*made, torch.tensor(kinds), torch.tensor(halves))
+    return Pool(*made, torch.tensor(kinds), torch.tensor(np.array(halves)))
+
+
+def _of_half(rows: np.ndarray, half: int) -> np.ndarray:
+    """Those rows whose patches the bank of the other half has not seen; all where there is none."""
+    own = rows[half_of(torch.from_numpy(rows)).numpy() == half]
+    return own if len(own) else rows
 
 
 def _made(

@@ -23,9 +23,13 @@ def substitutions_of(settings: TrainSettings, categories: int) -> list[str]:
         named.append(f"severity bank of {rows} rows per category in start (extension)")
     if settings.preconditioned:
         named.append("preconditioned denoiser (extension)")
-    if settings.whitened:
+    if settings.whitened and settings.method == "DRDC-style":
         named.append(
-            "map: Mahalanobis distance of the change from those of good parts "
+            "heatmaps measured in good parts' changes; of the covers, the last (extension)"
+        )
+    elif settings.whitened:
+        named.append(
+            "map: Mahalanobis length of the change of the latent among good parts' changes "
             "(substitute for the published comparison)"
         )
     if settings.scorer:
@@ -33,6 +37,7 @@ def substitutions_of(settings: TrainSettings, categories: int) -> list[str]:
     return [
         *named,
         "weights averaged over steps, gradients clipped, cosine decay (departures)",
+        "small categories drawn more often, by the root of their size (departure)",
         "unknown category by label dropout (extension)",
         "clips and scales fitted on held-out good images",
     ]
@@ -59,10 +64,11 @@ def _denoiser(settings: TrainSettings) -> list[str]:
 
 def _codec(settings: TrainSettings) -> list[str]:
     if settings.codec == "features":
+        seen = "the latent" if settings.whitened else "the latent and its feature layers"
         return [
             f"codec: {looks_by(settings)} features projected to {settings.channels} channels "
             "(substitute for the SD autoencoder)",
-            "anomaly map from the latent and its feature layers (no decoder when scoring)",
+            f"anomaly map from {seen} (no decoder when scoring)",
         ]
     named = ["denoiser trained on cached posterior means (the paper samples each time)"]
     if not settings.vae.startswith(BY_PATH):
@@ -82,7 +88,9 @@ def _method(settings: TrainSettings, categories: int) -> list[str]:
 
 
 def _comparison(settings: TrainSettings) -> list[str]:
-    """What input and reconstruction are compared by."""
+    """What input and reconstruction are compared by, where it is not the latent alone."""
+    if settings.whitened:
+        return []
     network, published = looks_by(settings), PUBLISHED_FEATURES[settings.method]
     compared = network if settings.codec == "vae" and network else "codec layers"
     named = []
@@ -100,7 +108,7 @@ def _glad(settings: TrainSettings) -> list[str]:
     named = []
     if options.get("test", "latent") == "latent":
         named.append("in-loop test on latents (the paper: on features of decoded pictures)")
-    if options.get("reach") != "everywhere":
+    if options.get("reach") != "everywhere" and not settings.whitened:
         reach = f"{float(options.get('reach', 1)):g}"
         named.append(f"matches looked for {reach} cells around (the paper: in the whole picture)")
     if not settings.size.startswith(BY_PATH):

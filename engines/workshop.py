@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
-from engines.bank import HALVES, HalvedBank
+from engines.bank import HalvedBank, half_of
 from engines.bundle import WEIGHTS, open_bundle
 from engines.contracts import BadData
 from engines.descent import Schedule, Training
@@ -139,7 +140,6 @@ class _Run:
         self.images = torch.cat([torch.from_numpy(part.train) for part in parts])
         sizes = torch.tensor([len(part.train) for part in parts])
         self.ids = torch.repeat_interleave(torch.arange(len(parts)), sizes)
-        self.patches: list[torch.Tensor] = []
 
     def fit_eyes(self) -> None:
         """What sees but does not denoise: codec, bank, and the scorer's first part."""
@@ -153,7 +153,7 @@ class _Run:
             progress=_shown(self.progress, "codec"),
         )
         if self.method.bank is not None:
-            patches = dict(enumerate(part.flatten(0, 1) for part in self._patches()))
+            patches = dict(enumerate(part.flatten(0, 1) for part in self._patches))
             self.method.bank.fit(patches, self.settings.seed)
         if self.method.scorer is not None:
             fit_context(
@@ -161,7 +161,7 @@ class _Run:
                 self._pool(self.settings.scorer_pool, seed=self.settings.seed),
                 _schedule(self.settings, minutes=self.settings.scorer_minutes, snapshots=0),
                 self.folder / "scorer",
-                halves=self._halves,
+                halves=lambda: self._halves,
                 resume=self.resume,
                 progress=_shown(self.progress, "scorer"),
                 prepared=lambda share: self.progress("scorer", share, "features"),
@@ -212,29 +212,31 @@ class _Run:
             ),
             _schedule(self.settings, minutes=minutes, snapshots=0),
             self.folder / "difference",
-            halves=self._halves,
+            halves=lambda: self._halves,
             resume=self.resume,
             progress=_shown(self.progress, "difference"),
             prepared=lambda share: self.progress("difference", share, "reconstructions"),
         )
 
+    @functools.cached_property
     def _halves(self) -> HalvedBank | None:
         if self.method.bank is None:
             return None
-        halves = torch.arange(len(self.images)) % HALVES
-        own = [halves[self.ids == category] for category in range(len(self.parts))]
-        return HalvedBank(self._patches(), own, self.settings.bank_rows, self.settings.seed)
+        half = half_of(torch.arange(len(self.images)))
+        own = [half[self.ids == category] for category in range(len(self.parts))]
+        return HalvedBank(self._patches, own, self.settings.bank_rows, self.settings.seed)
 
-    @torch.no_grad()
+    @functools.cached_property
     def _patches(self) -> list[torch.Tensor]:
-        """What the bank compares, of every training image: [N, P, D] per category."""
-        if not self.patches:
-            for category, part in enumerate(self.parts):
-                self.progress("patches", category / len(self.parts), part.category)
-                batches = torch.split(torch.from_numpy(part.train), ENCODE_BATCH)
-                maps = [self.method.codec.encode_all(batch).patches for batch in batches]
-                self.patches.append(torch.cat(maps).flatten(2).transpose(1, 2))
-        return self.patches
+        """What the bank compares, of every training image: f16 [N, P, D] per category."""
+        found = []
+        for category, part in enumerate(self.parts):
+            self.progress("patches", category / len(self.parts), part.category)
+            batches = torch.split(torch.from_numpy(part.train), ENCODE_BATCH)
+            with torch.no_grad():
+                maps = [self.method.codec.encode_all(batch).patches.half() for batch in batches]
+            found.append(torch.cat(maps).flatten(2).transpose(1, 2))
+        return found
 
     def _pool(self, count: int, seed: int) -> Pool:
         return draw_pool(

@@ -8,7 +8,7 @@ visited independently; maps fused over timesteps, mask sizes and masks.
 What is chosen here: the inpainting works in the codec's latent; T = 1000 with linear betas, trained
 on the 300 least noisy levels, of which 50 and 150 are visited; masks are checkerboards of 2 and 4
 cells. Masks are the innermost loop: one cover is a checkerboard and its complement, and only
-complete covers count.
+complete covers count. Where changes are whitened, the last complete cover alone is measured.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Drdc(LatentMethod):
     name: ClassVar[str] = "DRDC-style"
     constants_steer: ClassVar[bool] = True  # the gate
     has_zero_step_evidence: ClassVar[bool] = True
-    measured: ClassVar[tuple[str, ...]] = ("walk", "base")
+    change_names: ClassVar[tuple[str, ...]] = ("walk", "base")
     steps_unit = PARTS
 
     denoiser: DrdcNetwork

@@ -1,8 +1,8 @@
 """Fit what a trained method still needs on held-out good images: scales, edges, shares.
 
 Nothing here sees a test image. Shares say how much each piece of evidence counts; they are chosen
-by how well good parts are told from the same parts with synthetic anomalies. One rule serves every
-product: a category's own images count as far as they are many, all categories' for the rest.
+by how well good parts are told from the same parts with synthetic anomalies, by one rule for every
+product (``engines.methods.shares``).
 """
 
 from __future__ import annotations
@@ -51,23 +51,22 @@ def fit_walks(method: LatentMethod, images: Sequence[Tensor], categories: Sequen
 def fit_whitening(method: LatentMethod, images: Sequence[Tensor]) -> None:
     """Fit how changes of good parts vary, in place, where the method asks for it.
 
-    images: those it was trained on, u8 [N, H, W, 3] per category; a covariance of so many channels
-    needs more cells than the held-out ones have, and thresholds must not know it.
+    images: those it was trained on, u8 [N, H, W, 3] per category, a few of them evenly chosen. The
+    held-out ones set thresholds, and a distance is shorter for what its covariance was taken from.
     """
     if not method.whitenings:
         return
-    everywhere: list[State] = []
-    for category, image in enumerate(images):
-        walked = walk_all(method, image[:WHITENING_IMAGES], category)
-        measure(method, walked, category)
-        everywhere += walked
-    measure(method, everywhere, method.categories)
+    chosen = [image[:: -(-len(image) // WHITENING_IMAGES)] for image in images]
+    for category, image in enumerate(chosen):
+        fit_whitenings(method, walk_all(method, image, category), category)
+    few = torch.cat([image[:: len(images)] for image in chosen])
+    fit_whitenings(method, walk_all(method, few, method.categories), method.categories)
 
 
-def measure(method: LatentMethod, states: Sequence[State], category: int) -> None:
+def fit_whitenings(method: LatentMethod, states: Sequence[State], category: int) -> None:
     """Fit every whitening of a category on the changes in states of good parts, in place."""
     changes = [method.changes(state) for state in states]
-    for name in method.measured if method.whitenings else ():
+    for name in method.change_names if method.whitenings else ():
         method.whitening(name).fit([change[name] for change in changes], category)
 
 

@@ -7,7 +7,7 @@ moves it (``move``), what its map is (``deviation_map``) and what its network le
 Extensions to the papers, each a switch that is named in a bundle's substitutions: an "unknown"
 category by label dropout; a severity bank in ``start`` (D3AD's idea, behind any method) that gives
 a base map, chooses the plan, and lets plainly normal frames leave without any step; a learned
-scorer.
+scorer; a preconditioned denoiser; changes measured in those of good parts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 BASE_SHARE = 0.7  # weight of the base map where nothing has been fitted
 SCORER_SHARE = 0.5  # likewise of the learned scorer
 MAP_STRIDE = 4  # the emitted map is the image's grid divided by this
-WHITENED_SMOOTHING = 2.0  # sigma in cells of the emitted map
+WHITENED_SMOOTHING = 2.0  # sigma in cells of the emitted map: half a cell of stride 16
 SMOOTHING_PX = 4.0  # sigma of the base map's blur
 SEVERITY_QUANTILE_MAX = 0.95  # of good parts: beyond it a frame takes the deepest plan
 
@@ -61,7 +61,7 @@ class LatentMethod(Method):
     learns_from_anomalies: ClassVar[bool] = False  # training needs ``Batch.odd``
     constants_steer: ClassVar[bool] = False  # ``fit_steering`` changes how a frame walks
     has_zero_step_evidence: ClassVar[bool] = False  # its map means something without a step
-    measured: ClassVar[tuple[str, ...]] = ("walk",)  # what ``changes`` names
+    change_names: ClassVar[tuple[str, ...]] = ("walk",)
     steps_unit = 1
 
     levels: Tensor
@@ -90,7 +90,10 @@ class LatentMethod(Method):
         self.is_preconditioned = bool(configuration.get("preconditioned"))
         self.denoiser = self.build_network(configuration)
         self.whitenings = nn.ModuleDict(
-            {name: Whitening(self.categories, self.codec.latent_shape[0]) for name in self.measured}
+            {
+                name: Whitening(self.categories, self.codec.latent_shape[0])
+                for name in self.change_names
+            }
             if configuration.get("whitened")
             else {}
         )
@@ -305,7 +308,7 @@ class LatentMethod(Method):
         return cast("Whitening", self.whitenings[name])
 
     def changes(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What was made of the latent, [B, C, h, w] each, by the names of ``measured``."""
+        """What was made of the latent, [B, C, h, w] each, by the names of ``change_names``."""
         return {"walk": self.closed(state) - state["anchor"]}
 
     def predicted_noise(self, latent: Tensor, level: Tensor, category: Tensor) -> Tensor:
@@ -313,7 +316,7 @@ class LatentMethod(Method):
 
         Preconditioned (v-prediction, arXiv 2202.00512): eps^ = b_t z_t + a_t v^, so the network
         starts from the guess that is best for whitened latents and learns what that leaves over. A
-        narrow one cannot even pass on the noise of more channels than it is wide.
+        network narrower than the latent cannot copy the noise of all its channels.
         """
         predicted: Tensor = self.denoiser(latent, level, category)
         if not self.is_preconditioned:

@@ -1,8 +1,10 @@
 """How much each piece of evidence counts, fitted on good parts and synthetic anomalies.
 
 One rule serves every product. The bank needs no anomaly to be trusted; what was trained on
-synthetic ones must beat it on a category's own images by more than chance. A product with a few
-images therefore keeps the bank, as does one whose synthetic anomalies the bank tells nearly all.
+synthetic ones must beat it on a category's own images by two standard errors of an AUROC of so
+many. That asks for more than the error of the difference would, on purpose: synthetic anomalies
+are not real ones. A product with a few images keeps the bank, as does one whose synthetic anomalies
+the bank tells nearly all.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ def _best(
 ) -> list[float]:
     """The best share for each category of ``counts`` images, by its own separation.
 
-    It is the first of ``shares`` unless another is better by more than chance would have it.
+    It is the first of ``shares`` unless another is better by ``ERRORS`` of its standard errors.
     """
     found = np.array([[separation(k, share) for share in shares] for k in range(len(counts))])
     first = found[:, 0]

@@ -1,9 +1,9 @@
 """How unlike the changes of good parts a change is: its Mahalanobis distance (an extension).
 
 A denoiser moves good parts too: much along what varies between good parts, hardly at all across it.
-The published maps take the mean over channels and so see the first alone. Here every change is
-measured in the covariance of the changes that the same walk makes to good parts of the category, as
-PaDiM (arXiv 2011.08785) measures features.
+A mean over channels (DeCo-Diff, D3AD) sees the first alone. Here a change is measured in the
+covariance of the changes that the same walk makes to good parts of the category, as PaDiM
+(arXiv 2011.08785) measures features; about zero, so that no change at all has no length.
 """
 
 from __future__ import annotations
@@ -13,51 +13,40 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from engines.codecs import Moments
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FLOOR = 0.01  # of the mean variance: what counts as no variance at all
+FLOOR = 0.01  # of the mean square, added to that of every direction
 
 
 class Whitening(nn.Module):
     """A change of a latent -> its length in units of good parts' changes, by category."""
 
-    mean: Tensor  # [categories + 1, C]
-    axes: Tensor  # [categories + 1, C, C], the largest entry of each category 1
-    unit: Tensor  # [categories + 1], what the axes are to be multiplied by
+    axes: Tensor  # [categories + 1, C, C], of changes in units of ``unit``; no entry above 10
+    unit: Tensor  # [categories + 1], root mean square of good parts' changes
 
     def __init__(self, categories: int, channels: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(categories + 1, channels))
         self.register_buffer("axes", torch.eye(channels).repeat(categories + 1, 1, 1))
         self.register_buffer("unit", torch.ones(categories + 1))
 
     def forward(self, change: Tensor, category: Tensor) -> Tensor:
         """Change [B, C, h, w], category i64 [B] -> [B, h, w], 1 in the mean of good parts."""
         batch, _, height, width = change.shape
-        centred = change.flatten(2) - self.mean[category][:, :, None]
-        told = torch.bmm(self.axes[category], centred)  # [B, C, h*w]
-        length = (told**2).mean(1).sqrt() * self.unit[category][:, None]
-        return length.view(batch, height, width)
+        scaled = change.flatten(2) / self.unit[category][:, None, None]
+        along = torch.bmm(self.axes[category], scaled)  # [B, C, h*w]
+        return (along**2).mean(1).sqrt().view(batch, height, width)
 
     @torch.no_grad()
     def fit(self, changes: Sequence[Tensor], category: int) -> None:
-        """Take mean and covariance of changes [B, C, h, w] of good parts of a category, in place.
+        """Take the second moments of changes [B, C, h, w] of good parts of a category, in place.
 
-        Variances below ``FLOOR`` of their mean are raised by it, so that a direction in which no
-        good part ever moved does not decide alone.
+        ``FLOOR`` is added in every direction, so that one in which no good part ever moved does not
+        decide alone, and no entry leaves the range that half precision holds well.
         """
-        moments = Moments()
-        for change in changes:
-            moments.add(change.permute(0, 2, 3, 1).flatten(0, 2))
-        mean, covariance = moments.of()
-        floor = FLOOR * covariance.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-        variance, vectors = torch.linalg.eigh(covariance)
-        axes = vectors.T / (variance.clamp(min=0) + floor).sqrt()[:, None]
-        # A bundle keeps large tables in half precision, which holds no number above 65 504.
-        largest = axes.abs().max()
-        self.mean[category] = mean.float()
-        self.axes[category] = (axes / largest).float()
-        self.unit[category] = largest.float()
+        cells = torch.cat([change.transpose(0, 1).flatten(1) for change in changes], 1).double()
+        unit = cells.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+        cells /= unit
+        square, vectors = torch.linalg.eigh(cells @ cells.T / cells.shape[1])
+        self.axes[category] = (vectors.T / (square.clamp(min=0) + FLOOR).sqrt()[:, None]).float()
+        self.unit[category] = unit.float()

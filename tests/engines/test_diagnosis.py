@@ -39,14 +39,15 @@ class Run:
     data: Path
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+@pytest.fixture(scope="module", params=[False, True], ids=["published", "whitened"])
+def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Run:
     """Two snapshots: the first answers zero everywhere, the second something."""
+    configuration = CONFIGURATION | {"whitened": request.param}
     folder = tmp_path_factory.mktemp("diagnosis")
     data = folder / "parts"
-    write_dataset(data, ("disc",), 1, 3, test_defect=4, size=(64, 64))
+    write_dataset(data, ("disc",), 3, 3, test_defect=4, size=(64, 64))
     torch.manual_seed(0)
-    method = DecoDiff(CONFIGURATION).eval().requires_grad_(False)
+    method = DecoDiff(configuration).eval().requires_grad_(False)
     save_weights(method, folder / WEIGHTS)
     for step in STEPS:
         path = folder / "run" / "denoiser" / "snapshots" / f"step_{step:06d}.safetensors"
@@ -60,7 +61,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         steps_min=1,
         steps_unit=1,
         spec=GraphsSpec(state=(), graphs={}, map_size=method.map_size),
-        configuration=CONFIGURATION,
+        configuration=configuration,
+        training={"settings": {"holdout": 0.25, "seed": 0}},
         files={},
     )
     return Run(Bundle(folder, manifest, "tiny"), folder / "run", data)

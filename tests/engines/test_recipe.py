@@ -114,6 +114,12 @@ def test_two_categories_with_one_name_are_refused(tmp_path: Path, twin: str) -> 
     assert caught.value.exit_code == ExitCode.BAD_DATA
 
 
+def test_a_pretrained_denoiser_is_read_as_it_was_trained() -> None:
+    """Its noise would be taken for something else without any error."""
+    with pytest.raises(BadConfig, match="preconditioned: path:x was trained without it"):
+        load_recipe(None, {"size": "path:x", "preconditioned": True})
+
+
 @pytest.mark.parametrize(
     ("method", "options", "told"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,15 @@ def test_another_run_is_refused(
         open_run(run, settings, images, based_on, resume=True)
     assert caught.value.exit_code == ExitCode.BAD_DATA
     assert (run / RECORD).read_bytes() == before
+
+
+def test_a_run_of_an_older_version_is_refused(run: Path) -> None:
+    """It cannot have meant what it did not know."""
+    record = json.loads((run / RECORD).read_bytes())
+    del record["settings"]["whitened"]
+    (run / RECORD).write_text(json.dumps(record))
+    with pytest.raises(BadData, match="older version, which had no whitened"):
+        open_run(run, SETTINGS, parts(), "", resume=True)
 
 
 def test_a_held_out_image_may_not_become_a_training_image(run: Path) -> None:

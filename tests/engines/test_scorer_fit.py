@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engines.bank import HALVES, HalvedBank
+from engines.bank import HalvedBank, half_of
 from engines.contracts import BadConfig
 from engines.descent import Schedule, Training
 from engines.methods.decodiff import DecoDiff
@@ -79,7 +79,7 @@ def halves(method: DecoDiff, images: tuple[Tensor, Tensor]) -> Callable[[], Halv
     """Banks of both halves of the good parts."""
     good, category = images
     patches = method.codec.encode_all(good).patches.flatten(2).transpose(1, 2)
-    half = torch.arange(len(good)) % HALVES
+    half = half_of(torch.arange(len(good)))
     own = [category == c for c in range(CATEGORIES)]
     found = HalvedBank([patches[o] for o in own], [half[o] for o in own], 40)
     return lambda: found
@@ -91,6 +91,16 @@ def test_every_category_has_its_share(images: tuple[Tensor, Tensor]) -> None:
     assert torch.bincount(drawn.category).tolist() == [20, 20]
     hidden = draw_pool(*images, 40, seed=3, unknown=CATEGORIES, dropout=0.5).category
     assert 10 <= (hidden == CATEGORIES).sum() <= 30
+
+
+def test_what_is_pasted_is_new_to_the_bank(images: tuple[Tensor, Tensor]) -> None:
+    """Part and donor are of one half, so that neither meets itself in the bank of the other."""
+    good, category = images
+    marked = good.clone()
+    marked[half_of(torch.arange(len(good))) == 1] = 255  # one half is white
+    drawn = draw_pool(marked, category, 60, seed=3, unknown=CATEGORIES, dropout=0.0)
+    plain = drawn.images.flatten(1).float().mean(1)
+    assert torch.equal(plain > 200, drawn.half == 1)
 
 
 def test_an_equal_seed_draws_an_equal_pool(images: tuple[Tensor, Tensor], pool: Pool) -> None:

@@ -40,6 +40,9 @@ def test_published_networks_are_no_substitutes(name: str) -> None:
         ({"codec": "vae", "vae": "path:x"}, "cached posterior means"),
         ({"method": "DRDC-style", "size": "full"}, "denoiser size full"),
         ({"method": "GLAD", "size": "full"}, "denoiser size full"),
+        ({"preconditioned": True}, "preconditioned denoiser"),
+        ({"whitened": True}, "Mahalanobis length of the change"),
+        ({"method": "DRDC-style", "whitened": True}, "of the covers, the last"),
         ({"method": "GLAD"}, "in-loop test on latents"),
         ({"method": "GLAD", "options": {"reach": 2}}, "2 cells around"),
         ({"method": "D3AD", "bank_rows": 0}, "every frame takes the deepest level"),
@@ -55,7 +58,8 @@ def test_every_switch_is_named(settings: dict[str, Any], words: str) -> None:
 
 
 def test_what_is_not_used_is_not_named() -> None:
-    """A VAE without features has no bank, a walk as published no departure."""
+    """A VAE without features has no bank, a walk as published no departure, whitened no layers."""
+    assert "layers" not in told(method="D3AD", whitened=True)
     assert "bank" not in told(codec="vae")
     published = told(method="GLAD", options={"test": "decoded", "reach": "everywhere"})
     assert "in-loop test" not in published
