@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from engines.bundle import Bundle
 from engines.calibration import Calibration, Judgement, mask_of, regions
 from engines.contracts import Decision, Finding, Region, Verdict
 from engines.images import encode_map, encode_png
@@ -21,6 +23,17 @@ class Answer:
     mask_png: bytes = b""
     picture_png: bytes = b""
     map_png: bytes = b""
+
+
+def categories_needed(bundle: Bundle, cameras: Sequence[str]) -> list[str]:
+    """What must have thresholds before a line starts, from the category that each camera names.
+
+    All that the bundle knows where a camera names none (""): its frames say what they are. A
+    category that no camera sees may stay uncalibrated; a stray frame of it is UNDECIDED.
+    """
+    if not all(cameras):
+        return list(bundle.manifest.categories)
+    return sorted({bundle.category_name(name) for name in cameras})
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from engines.bundle import Bundle, open_bundle
 from engines.contracts import BadBundle
 from engines.inspector import Inspector
 from pipeline.config import LineSettings
-from pipeline.judging import Judge
+from pipeline.judging import Judge, categories_needed
 from pipeline.pulse import Pulse
 from pipeline.reading import ROLE, FrameReader
 from pipeline.stream import open_stream
@@ -58,7 +58,7 @@ def run_worker(settings: LineSettings, stop: threading.Event) -> None:
             stop=stop,
         ) as frames,
         VerdictWriter(
-            stream, frames, _judge(bundle, backend.key), consumer, chosen.slots
+            stream, frames, _judge(settings, bundle, backend.key), consumer, chosen.slots
         ) as verdicts,
     ):
         backend.warm_up()
@@ -74,12 +74,13 @@ def inspect(frames: FrameReader, inspector: Inspector, verdicts: VerdictWriter) 
         frames.beat()
 
 
-def _judge(bundle: Bundle, backend_key: str) -> Judge:
+def _judge(settings: LineSettings, bundle: Bundle, backend_key: str) -> Judge:
     """What findings are weighed against; an uncalibrated bundle is refused before any frame."""
     calibration = bundle.calibration()
     if calibration is None:
         raise BadBundle(
             f"bundle {bundle.folder} is not calibrated; run assayline calibrate with good images"
         )
-    calibration.require(backend_key, bundle.manifest.categories, bundle.bundle_id)
+    named = categories_needed(bundle, [camera.category for camera in settings.cameras])
+    calibration.require(backend_key, named, bundle.bundle_id)
     return Judge(calibration, bundle.bundle_id, backend_key, calibration.calibration_id)

@@ -14,6 +14,7 @@ from engines.contracts import InspectionError
 from pipeline.doctor.check import Check, advice, fact, required
 from pipeline.doctor.machine import disk, port_free
 from pipeline.doctor.server import server_checks
+from pipeline.judging import categories_needed
 
 if TYPE_CHECKING:
     from pipeline.config import CameraSettings, LineSettings
@@ -59,7 +60,8 @@ def calibrated(settings: LineSettings, bundle: Bundle) -> Check:
         calibration = bundle.calibration()
         if calibration is None:
             return required("calibration", False, "the bundle has no calibration.json", mend)
-        calibration.require(key, bundle.manifest.categories, bundle.bundle_id)
+        named = categories_needed(bundle, [camera.category for camera in settings.cameras])
+        calibration.require(key, named, bundle.bundle_id)
     except InspectionError as error:
         return required("calibration", False, str(error), mend)
     return required("calibration", True, f"{calibration.calibration_id} for {key}", "")
