@@ -57,6 +57,7 @@ TORCH_ROOMS = {
     "engines.methods.latent",
     "engines.methods.method",
     "engines.methods.shares",
+    "engines.methods.whitening",
     "engines.networks",
     "engines.pretrained",
     "engines.scorer",
