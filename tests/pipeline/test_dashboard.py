@@ -358,6 +358,7 @@ def test_a_browser_shows_the_line_without_leaving_the_machine(
         page.on("request", lambda request: asked.append(request.url))
         page.goto(address, wait_until="commit")
         page.get_by_text("of 29 answered").wait_for(timeout=60_000)
+        page.get_by_text("left-000028").first.wait_for(timeout=60_000)  # lists come in turn
         text = page.inner_text("body")
         page.wait_for_function(
             "() => [...document.images].filter(one => one.naturalWidth).length == 4"
