@@ -137,6 +137,11 @@ def load_truth(item: Item, size_hw: tuple[int, int]) -> Mask | None:
         raise BadData(str(error)) from None
 
 
+def evenly(length: int, most: int) -> slice:
+    """At most so many of a sequence of that length, evenly over its order."""
+    return slice(None, None, -(-length // most) or 1)
+
+
 def split_holdout(
     items: Sequence[Item], fraction: float, seed: int
 ) -> tuple[list[Item], list[Item]]:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from engines.checkpoint import read_tensors
 from engines.contracts import BadBundle
 from engines.dataset import (
+    evenly,
     good_items,
     load_model_input,
     load_truth,
@@ -105,7 +106,8 @@ def diagnose(
             shown.append(
                 _CurveImages(name, rows[name], images[kept], [items[k].is_good for k in kept])
             )
-    points = _curve(method, snapshots, shown, _good_images(bundle, data, names), progress)
+    good = _good_images(bundle, data, names) if snapshots else {}
+    points = _curve(method, snapshots, shown, good, progress)
     curve = sorted(points, key=lambda point: names.index(point.category))
     return Diagnosis(evidence=tuple(pieces), codec=tuple(errors), curve=tuple(curve))
 
@@ -151,7 +153,7 @@ def _curve(
 def _spread(items: Sequence[Item]) -> list[int]:
     """At most ``CURVE_IMAGES`` good and as many defective items, evenly over their order."""
     sides = ([k for k, item in enumerate(items) if item.is_good is side] for side in (True, False))
-    return [k for side in sides for k in side[:: -(-len(side) // CURVE_IMAGES) or 1]]
+    return [k for side in sides for k in side[evenly(len(side), CURVE_IMAGES)]]
 
 
 def _good_images(bundle: Bundle, data: Path, names: Sequence[str]) -> dict[int, Tensor]:
@@ -162,9 +164,8 @@ def _good_images(bundle: Bundle, data: Path, names: Sequence[str]) -> dict[int, 
     found = {}
     for name in names:
         kept, _ = split_holdout(good_items(data, name), stated["holdout"], stated["seed"])
-        found[bundle.category_id(name)] = _images(
-            kept[:WHITENING_IMAGES], bundle.manifest.image_size
-        )
+        kept = kept[evenly(len(kept), WHITENING_IMAGES)]
+        found[bundle.category_id(name)] = _images(kept, bundle.manifest.image_size)
     return found
 
 
@@ -172,10 +173,7 @@ def _walked(method: LatentMethod, state: State) -> State:
     """A state placed anew and walked along the deepest plan by the denoiser of now."""
     plan = state["plan"].long()
     placed = method.place(state["anchor"], state["category"], state["seed"], plan)
-    state = state | placed
-    for _ in range(method.plans[-1].steps):
-        state = state | method.step(state)
-    return state
+    return method.walked(state | placed, -1)
 
 
 def _started(method: LatentMethod, images: Tensor, category: int) -> list[State]:

@@ -71,10 +71,7 @@ def _maps(method: LatentMethod, images: torch.Tensor, category: int) -> dict[str
     ids = torch.full((len(images),), category)
     plan = len(method.plans) - 1
     state = method.start(images, ids, seeds_of(images), torch.full_like(ids, plan).int())
-    unmoved = dict(state)
-    for _ in range(method.plans[plan].steps):
-        state |= method.step(state)
-    return _combinations(method, state, unmoved)
+    return _combinations(method, method.walked(state, plan), state)
 
 
 def _combinations(method: LatentMethod, state: State, unmoved: State) -> dict[str, torch.Tensor]:

@@ -261,8 +261,7 @@ def _walked(
             torch.from_numpy(rng.integers(0, 2**24, count)),
             torch.full((count,), plan, dtype=torch.int32),
         )
-        for _ in range(method.plans[plan].steps):
-            state |= method.step(state)
+        state = method.walked(state, plan)
         kept.append((state["context"].half(), state["anchor"].half(), method.closed(state).half()))
         prepared(min(1.0, (first + ENCODE_BATCH) / len(pool.images)))
     context, anchor, estimate = (torch.cat(found) for found in zip(*kept, strict=True))

@@ -201,9 +201,7 @@ def reconstructions(method: LatentMethod, images: Tensor, categories: Tensor) ->
     deepest = len(method.plans) - 1
     seed = torch.zeros_like(categories)
     state = method.start(images, categories, seed, torch.full_like(categories, deepest).int())
-    for _ in range(method.plans[deepest].steps):
-        state |= method.step(state)
-    return method.reconstruct(state)
+    return method.reconstruct(method.walked(state, deepest))
 
 
 def write_pictures(path: Path, images: Tensor, pictures: Tensor) -> None:

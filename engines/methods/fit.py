@@ -15,9 +15,10 @@ from torch import Tensor
 
 from engines.anomalies import cut_paste, synthesize_as_glad
 from engines.backend import SEED_MASK
+from engines.dataset import evenly
 from engines.images import image_seed
 from engines.maps import LEVEL_MIN
-from engines.methods.shares import fit_shares
+from engines.methods.shares import TABLES, fit_shares
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from engines.methods.method import State
 
 OPACITY = (0.1, 0.7)  # of the anomalies that shares are fitted on: gross ones are plain to all
-PIECES = {"deviation": "denoiser", "base": "bank", "scorer": "scorer"}  # tables -> evidence
+PIECES = {table: name for name, table in TABLES.items()}  # tables -> evidence
 SPREAD_QUANTILE, SPREAD_MIN = 0.9, 0.02
 WHITENING_IMAGES = 32  # of each category
 TRIES = 8
@@ -56,7 +57,7 @@ def fit_whitening(method: LatentMethod, images: Sequence[Tensor]) -> None:
     """
     if not method.whitenings:
         return
-    chosen = [image[:: -(-len(image) // WHITENING_IMAGES)] for image in images]
+    chosen = [image[evenly(len(image), WHITENING_IMAGES)] for image in images]
     for category, image in enumerate(chosen):
         fit_whitenings(method, walk_all(method, image, category), category)
     few = torch.cat([image[:: len(images)] for image in chosen])
@@ -101,9 +102,7 @@ def walk_all(
 def _walk(method: LatentMethod, image: Tensor, category: int, plan: int) -> State:
     ids = torch.full((len(image),), category)
     state = method.start(image, ids, seeds_of(image), torch.full((len(image),), plan).int())
-    for _ in range(method.plans[plan].steps):
-        state |= method.step(state)
-    return state
+    return method.walked(state, plan)
 
 
 def seeds_of(images: Tensor) -> Tensor:

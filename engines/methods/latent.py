@@ -23,6 +23,7 @@ from engines.bank import SeverityBank, distance_of
 from engines.codecs import build_codec
 from engines.maps import gaussian_blur, resize_map
 from engines.methods.method import Method, Plan, State
+from engines.methods.shares import TABLES, fused
 from engines.methods.whitening import Whitening
 from engines.networks import build_denoiser
 from engines.noise import with_clean_level
@@ -256,15 +257,20 @@ class LatentMethod(Method):
         a frame that made no step is judged by the bank.
         """
         evidence = self.evidence(state)
-        fused = evidence["fused"]
-        score = self.score_of(fused)
+        score = self.score_of(evidence["fused"])
         if self.steps_min > 0:
             # Without a step there is no evidence, and no evidence is not a score of zero.
             made = self.steps_of_plan[state["plan"].long()] - state["steps_left"]
             score = torch.where(made >= self.steps_min, score, torch.nan)
-        return fused, score
+        return evidence["fused"], score
 
     # ---- pieces
+
+    def walked(self, state: State, plan: int) -> State:
+        """A state after all denoiser calls of a plan that every row of it is on."""
+        for _ in range(self.plans[plan].steps):
+            state = state | self.step(state)
+        return state
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -279,20 +285,17 @@ class LatentMethod(Method):
         """
         category = state["category"]
         found = {"denoiser": self.change_map(state)}
-        fused = found["denoiser"]
-        if self.bank is not None or self.scorer is not None:
-            fused = self.standardised("deviation", fused, category)
+        base = scorer = torch.zeros(())
         if self.bank is not None:
             found["bank"] = self.smooth_base_map(state["base_map"])
-            share = per_row(self.base_share, category)
-            base = self.standardised("base", found["bank"], category)
-            fused = share * base + (1 - share) * fused
+            base = per_row(self.base_share, category)
         if self.scorer is not None:
             found["scorer"] = self.scorer_map(state)
-            share = per_row(self.scorer_share, category)
-            learned = self.standardised("scorer", found["scorer"], category)
-            fused = share * learned + (1 - share) * fused
-        return found | {"fused": fused}
+            scorer = per_row(self.scorer_share, category)
+        if len(found) == 1:
+            return found | {"fused": found["denoiser"]}
+        scaled = {k: self.standardised(TABLES[k], maps, category) for k, maps in found.items()}
+        return found | {"fused": fused(scaled, base, scorer)}
 
     def change_map(self, state: Mapping[str, Tensor]) -> Tensor:
         """The method's own map, or how unlike good parts' its change is, [B, h', w']."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from engines.methods.latent import LatentMethod
     from engines.methods.method import State
@@ -44,7 +44,7 @@ def fit_shares(
 
     def separation(number: int, base: float, scorer: float) -> float:
         sides = (calm[number], strange[number])
-        return _auroc(*(method.score_of(_fused(maps, base, scorer)) for maps in sides))
+        return _auroc(*(method.score_of(fused(maps, base, scorer)) for maps in sides))
 
     base = [0.0] * len(rows)
     if method.bank is not None:
@@ -89,13 +89,17 @@ def _standardised(method: LatentMethod, states: Sequence[State]) -> dict[str, Te
     return {name: torch.cat(found) for name, found in pieces.items()}
 
 
-def _fused(maps: dict[str, Tensor], base: float, scorer: float) -> Tensor:
-    fused = maps["denoiser"]
+def fused(maps: Mapping[str, Tensor], base: float | Tensor, scorer: float | Tensor) -> Tensor:
+    """Standardised evidence [B, h, w] by its shares, numbers or [B, 1, 1]; what is absent has none.
+
+    The bank is weighed against the denoiser, then the scorer against both.
+    """
+    joined = maps["denoiser"]
     if "bank" in maps:
-        fused = base * maps["bank"] + (1 - base) * fused
+        joined = base * maps["bank"] + (1 - base) * joined
     if "scorer" in maps:
-        fused = scorer * maps["scorer"] + (1 - scorer) * fused
-    return fused
+        joined = scorer * maps["scorer"] + (1 - scorer) * joined
+    return joined
 
 
 def _auroc(good: Tensor, odd: Tensor) -> float:
