@@ -25,6 +25,11 @@ ADAPTIVE = -1  # the plan number that lets the start graph choose
 BY_PATH = "path:"  # before a folder or a hub id, in the place of a network's name
 
 
+def at_most(plan: int) -> int:
+    """The plan number that lets the start graph choose any plan up to this one."""
+    return -2 - plan
+
+
 class Decision(StrEnum):
     """What the line is told about a part. UNDECIDED is rejected by default."""
 
@@ -135,7 +140,7 @@ class Rows:
     image: UInt8  # [B, H, W, 3] RGB, the model input
     category: Int64  # [B]
     seed: Int64  # [B] picks the row of the constant noise table
-    plan: Int32  # [B] ADAPTIVE or a row of the plan table
+    plan: Int32  # [B] ADAPTIVE, at_most(...) or a row of the plan table
 
     def __len__(self) -> int:
         return len(self.category)

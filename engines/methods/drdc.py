@@ -31,7 +31,7 @@ from engines.methods.drdc_inpainting import (
     training_masks,
 )
 from engines.methods.latent import Batch, LatentMethod, noise_table, per_row
-from engines.methods.method import Plan, State
+from engines.methods.method import Plan, State, plan_taken
 from engines.noise import add_noise, linear_alpha_bar, predict_x0
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Drdc(LatentMethod):
             return state
         severity = self.severity(state["feature_error"])
         chosen = (severity[:, None] > self.severity_edges[category]).long().sum(1)
-        chosen = torch.where(plan >= 0, plan.long(), chosen)
+        chosen = plan_taken(plan, chosen)
         return state | {
             "steps_left": self.steps_of_plan[chosen],
             "plan": chosen.int(),

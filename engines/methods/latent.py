@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from engines.bank import SeverityBank, distance_of
 from engines.codecs import build_codec
 from engines.maps import gaussian_blur, resize_map
-from engines.methods.method import Method, Plan, State
+from engines.methods.method import Method, Plan, State, plan_taken
 from engines.methods.shares import TABLES, fused
 from engines.methods.whitening import Whitening
 from engines.networks import build_denoiser
@@ -228,7 +228,7 @@ class LatentMethod(Method):
             chosen = (severity[:, None] > self.severity_edges[category]).long().sum(1)
         if self.scorer is not None:
             kept["context"] = self.scorer.context(seen.activations, residual, category)
-        chosen = torch.where(plan >= 0, plan.long(), chosen)
+        chosen = plan_taken(plan, chosen)
         return {
             "steps_left": self.steps_of_plan[chosen],
             "plan": chosen.int(),

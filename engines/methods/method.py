@@ -31,6 +31,17 @@ class Plan:
         return len(self.levels)
 
 
+def plan_taken(asked: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """The plan of each row, i64 [B], from what was asked for, i32 [B], and the graph's own choice.
+
+    k >= 0 is plan k; -1 the graph's choice; -2 - k the graph's choice, but no plan above k, which
+    is how a scheduler saves steps without spending any on a frame that asks for none.
+    """
+    asked = asked.long()
+    limited = torch.where(asked < -1, torch.minimum(chosen, -2 - asked), chosen)
+    return torch.where(asked >= 0, asked, limited)
+
+
 class Method(torch.nn.Module, ABC):
     """A published way from image to anomaly map.
 
@@ -57,7 +68,7 @@ class Method(torch.nn.Module, ABC):
     ) -> State:
         """Encode, choose the noise level, place each frame on it.
 
-        image u8 [B, H, W, 3]; category, seed i64 [B]; plan i32 [B] (-1 = the graph chooses).
+        image u8 [B, H, W, 3]; category, seed i64 [B]; plan i32 [B], as ``plan_taken`` reads it.
         """
 
     @abstractmethod

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from engines.methods.method import Method, Plan, State
+from engines.methods.method import Method, Plan, State, plan_taken
 from engines.noise import Float64, with_clean_level
 
 CATEGORIES = 3  # the last one is "unknown"
@@ -101,7 +101,7 @@ class Sketch(Method):
 
     def begin(self, plan: Tensor, chosen: Tensor, category: Tensor, latent: Tensor) -> State:
         """The tensors that every state has; a forced plan wins over the chosen one (i64 [B])."""
-        taken = torch.where(plan >= 0, plan.long(), chosen)
+        taken = plan_taken(plan, chosen)
         return {
             "steps_left": self.steps_of_plan[taken],
             "plan": taken.int(),

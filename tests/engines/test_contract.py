@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from engines.backend import output_name
 from engines.backend_torch import TorchBackend
 from engines.bundle import GRAPHS
-from engines.contracts import Finding
+from engines.contracts import ADAPTIVE, Finding, at_most
 from engines.inspector import Inspector, Part, inspect_all
 from tests.engines.exported import Exported, draw_parts, exported, rows_of
 from tests.engines.rtx_build import build
@@ -68,6 +69,16 @@ def test_levels_and_steps_left_come_back_every_step(sketch: Exported) -> None:
         slots = [slot for slot, left in zip(slots, one.steps_left, strict=True) if left > 0]
         if slots:
             one, other = ours.step(slots), reference.step(slots)
+
+
+def test_a_limit_binds_only_who_would_go_deeper(sketch: Exported) -> None:
+    """Rows asked for "at most plan k" take their own choice up to k, and k beyond it."""
+    parts = [replace(part, plan=ADAPTIVE) for part in draw_parts(sketch.method, 9, seed=4)]
+    ours, slots = sketch.openvino(), list(range(9))
+    free = ours.start(rows_of(parts), slots).plan
+    for plan in range(len(sketch.method.plans)):
+        limited = rows_of([replace(part, plan=at_most(plan)) for part in parts])
+        assert ours.start(limited, slots).plan.tolist() == np.minimum(free, plan).tolist()
 
 
 def test_a_row_without_a_complete_unit_has_no_evidence(sketch: Exported) -> None:
