@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 def graph_operations(path: Path, batch: int) -> int:
     """Operations (2 per multiply-add) of one call of an ONNX graph at ``batch`` rows."""
-    model = load_openvino().Core().read_model(path)
+    return model_operations(load_openvino().Core().read_model(path), batch)
+
+
+def model_operations(model: Any, batch: int) -> int:  # noqa: ANN401 - openvino ships no types
+    """The same of a model in memory, whose batch is fixed by this."""
     model.reshape({port.get_any_name(): _with_batch(port, batch) for port in model.inputs})
     return sum(_operations(node) for node in model.get_ordered_ops())
 
