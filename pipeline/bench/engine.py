@@ -1,55 +1,100 @@
-"""The CPU engine against torch eager in f32, and against the machine's own matrix product.
+"""The CPU engine against torch eager, EfficientAD-S and the machine's own matrix product.
 
-Both run the same bundle on the same rows, in turns, in one process; figures are medians over the
-rounds. A whole pass is start, every step of its plan, and finish.
+All run on rows of the same size, in turns, in one process; figures are medians over the rounds.
+Against torch a whole pass is start, every step of the deepest plan, and finish. Against EfficientAD
+it is start, as many steps as frames take that choose by themselves, and finish; and once more with
+the deepest plan for every frame. Rows without a precision in their name take the best one that the
+bundle is calibrated for, and each side at its better batch size.
 """
 
 from __future__ import annotations
 
-import itertools
-import statistics
-import time
-from collections import defaultdict
-from typing import TYPE_CHECKING
-
-import numpy as np
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from engines.backend import open_backend
-from engines.bundle import GRAPHS, Bundle, open_bundle
-from engines.contracts import ADAPTIVE, Backend, BadBundle, Rows
+from engines.bundle import GRAPHS, open_bundle
+from pipeline.bench.depth import measured_depth
 from pipeline.bench.machine import machine_facts, matmul_peak
 from pipeline.bench.operations import graph_operations
 from pipeline.bench.report import Report, Result
+from pipeline.bench.rivals import rivals_at
+from pipeline.bench.turns import deepest_plan, drawn_rows, in_turns, timed_pass
 from pipeline.doctor.machine import cpu_flags
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-ROUNDS, BATCHES, PEAK_SIDE = 7, (1, 8), 1536
+    from engines.bundle import Bundle
+    from engines.contracts import Backend
+    from pipeline.bench.depth import Depth
+    from pipeline.bench.rivals import Rival
+    from pipeline.bench.turns import Medians
+
+ROUNDS, BATCHES, PEAK_SIDE = 5, (1, 8), 1536
 TORCH, PEAK = "torch eager f32", "measured matmul peak"
-Seconds = dict[str, list[float]]  # by graph, and "pass" for all of them
+RIVALS = {
+    "efficientad_s": "EfficientAD-S, padded as published",
+    "efficientad_s.unpadded": "EfficientAD-S without padding",
+}
+OURS, REFERENCE = "ours", "torch"
+
+
+class Timed(NamedTuple):
+    """One batch size."""
+
+    batch: int
+    seconds: dict[str, Medians]  # by who ran
+    operations: dict[str, int]  # of the batch, by graph or rival
+
+    def rate(self, who: str) -> float:
+        """Frames per second of whole passes."""
+        return self.batch / self.seconds[who]["pass"]
+
+    def rate_at(self, calls: float) -> float:
+        """Our frames per second where frames take so many denoiser calls."""
+        ours = self.seconds[OURS]
+        return self.batch / (ours["start"] + calls * ours["step"] + ours["finish"])
+
+
+class Trial(NamedTuple):
+    """Everything measured at one precision."""
+
+    precision: str
+    peak: float  # operations per second
+    depth: Depth
+    deepest: int  # denoiser calls of the deepest plan
+    timed: tuple[Timed, ...]
 
 
 def bench_engine(
     bundle_path: Path | str,
+    data: Path | None = None,
+    *,
     rounds: int = ROUNDS,
     batches: Sequence[int] = BATCHES,
     precisions: Sequence[str] | None = None,
     peak_side: int = PEAK_SIDE,
 ) -> Report:
-    """OpenVINO at each precision against torch, per graph and batch; BadBundle without steps."""
+    """OpenVINO at each precision against all of them; BadBundle for a bundle without steps."""
     bundle = open_bundle(bundle_path)
-    results: list[Result] = []
-    peaks: dict[str, float] = {}
     with open_backend(bundle, "torch", "f32", capacity=max(batches)) as reference:
-        for precision in precisions or usable_precisions():
-            peaks[precision] = matmul_peak(precision, peak_side)
-            with open_backend(bundle, "openvino", precision, capacity=max(batches)) as ours:
-                for batch in batches:
-                    timed = _in_turns(bundle, ours, reference, batch, rounds)
-                    results += _results(bundle, precision, batch, timed, peaks[precision])
-    facts = {f"matmul_gflops_{name}": round(peak / 1e9, 1) for name, peak in peaks.items()}
+        trials = [
+            _trial(
+                bundle,
+                reference,
+                precision,
+                data,
+                rounds=rounds,
+                batches=batches,
+                peak_side=peak_side,
+            )
+            for precision in precisions or usable_precisions()
+        ]
+    headline = next(t for t in trials if t.precision == _offered(bundle, trials))
+    results = [*_headlines(headline), *(result for t in trials for result in _details(t))]
+    facts = {name: fact for trial in trials for name, fact in _facts(trial).items()}
     return Report(machine_facts() | facts | {"bundle": bundle.bundle_id}, tuple(results))
 
 
@@ -58,73 +103,120 @@ def usable_precisions() -> tuple[str, ...]:
     return ("f32", "bf16") if cpu_flags() & {"avx512_bf16", "amx_bf16"} else ("f32",)
 
 
-def _in_turns(
-    bundle: Bundle, ours: Backend, reference: Backend, batch: int, rounds: int
-) -> tuple[Seconds, Seconds]:
-    """Both backends over the same rows, alternating; the first round warms up and is dropped."""
-    rows = _rows(bundle, batch)
-    kept: tuple[Seconds, Seconds] = (defaultdict(list), defaultdict(list))
-    for turn in range(rounds + 1):
-        for backend, seconds in zip((ours, reference), kept, strict=True):
-            measured = _pass(backend, rows)
-            for name, values in (measured if turn else {}).items():
-                seconds[name] += values
-    return kept
+def _offered(bundle: Bundle, trials: Sequence[Trial]) -> str:
+    """The last precision that the bundle has thresholds for; the last of all where it has none."""
+    calibration = bundle.calibration()
+    known = calibration.entries if calibration else {}
+    named = [trial.precision for trial in trials]
+    return ([name for name in named if f"openvino:{name}" in known] or named)[-1]
 
 
-def _rows(bundle: Bundle, batch: int) -> Rows:
-    height, width = bundle.manifest.image_size
-    draw = np.random.default_rng(0)
-    return Rows(
-        image=draw.integers(0, 256, (batch, height, width, 3), np.uint8),
-        category=np.zeros(batch, np.int64),
-        seed=np.arange(batch, dtype=np.int64),
-        plan=np.full(batch, _deepest_plan(bundle), np.int32),
-    )
+def _trial(
+    bundle: Bundle,
+    reference: Backend,
+    precision: str,
+    data: Path | None,
+    *,
+    rounds: int,
+    batches: Sequence[int],
+    peak_side: int,
+) -> Trial:
+    """One precision against everything else."""
+    peak = matmul_peak(precision, peak_side)
+    rivals = rivals_at(bundle.manifest.image_size, precision)
+    with open_backend(bundle, "openvino", precision, capacity=max(batches)) as ours:
+        runners = {OURS: ours, REFERENCE: reference}
+        timed = [_timed(bundle, runners, rivals, batch, rounds) for batch in batches]
+        depth = measured_depth(bundle, ours, data)
+    deepest = len(bundle.manifest.plans[deepest_plan(bundle)].levels)
+    return Trial(precision, peak, depth, deepest, tuple(timed))
 
 
-def _deepest_plan(bundle: Bundle) -> int:
-    """The plan with most steps, forced, so that both backends walk the same way."""
-    depths = [len(plan.levels) for plan in bundle.manifest.plans]
-    if not depths or not max(depths):
-        raise BadBundle(f"bundle {bundle.folder} has no plan with a step; there is nothing to time")
-    return depths.index(max(depths)) if depths else ADAPTIVE
+def _timed(
+    bundle: Bundle,
+    backends: Mapping[str, Backend],
+    rivals: Sequence[Rival],
+    batch: int,
+    rounds: int,
+) -> Timed:
+    rows = drawn_rows(bundle, batch)
+    runs = {name: partial(timed_pass, backend, rows) for name, backend in backends.items()}
+    runs |= {rival.name: partial(rival.timed_pass, rows.image) for rival in rivals}
+    operations: dict[str, int] = {
+        graph: graph_operations(bundle.path(f"{graph}.onnx"), batch) for graph in GRAPHS
+    }
+    operations |= {rival.name: rival.operations * batch for rival in rivals}
+    return Timed(batch, in_turns(runs, rounds), operations)
 
 
-def _pass(backend: Backend, rows: Rows) -> Seconds:
-    """One whole pass: seconds of start, of each step, of finish, and of all."""
-    slots, seconds = list(range(len(rows))), defaultdict(list)
-    clock = [time.perf_counter()]
-    progress = backend.start(rows, slots)
-    clock.append(time.perf_counter())
-    while int(progress.steps_left.max()) > 0:
-        progress = backend.step(slots)
-        clock.append(time.perf_counter())
-    backend.finish(slots)
-    clock.append(time.perf_counter())
-    spans = [after - before for before, after in itertools.pairwise(clock)]
-    seconds["start"], seconds["step"], seconds["finish"] = [spans[0]], spans[1:-1], [spans[-1]]
-    seconds["pass"] = [clock[-1] - clock[0]]
-    return seconds
+def _headlines(trial: Trial) -> Iterator[Result]:
+    """Each side at its better batch size."""
+    best = max(one.rate_at(trial.depth.calls) for one in trial.timed)
+    fixed = max(one.rate_at(trial.deepest) for one in trial.timed)
+    theirs = {who: max(one.rate(who) for one in trial.timed) for who in trial.timed[0].seconds}
+    for rival in RIVALS:
+        if rival in theirs:
+            yield _versus(rival, "", best, theirs[rival])
+    if "efficientad_s" in theirs:
+        yield _versus("efficientad_s", ".fixed", fixed, theirs["efficientad_s"])
+    whole = theirs[OURS]
+    yield Result("engine.vs_torch", whole, "frames/s", TORCH, whole / theirs[REFERENCE])
 
 
-def _results(
-    bundle: Bundle, precision: str, batch: int, timed: tuple[Seconds, Seconds], peak: float
-) -> list[Result]:
-    """Speed-up over torch per graph and pass, then the share of the peak per graph."""
-    ours, theirs = (
-        {name: statistics.median(values) for name, values in seconds.items()} for seconds in timed
-    )
-    tail = f"{precision}_b{batch}"
-    speed = [
-        Result(
-            f"engine.vs_torch.{name}.{tail}", 1e3 * s / batch, "ms/frame", TORCH, theirs[name] / s
-        )
-        for name, s in ours.items()
-    ]
-    shares = []
-    for graph in GRAPHS:
-        rate = graph_operations(bundle.path(f"{graph}.onnx"), batch) / ours[graph]
-        name = f"engine.of_peak.{graph}.{tail}"
-        shares.append(Result(name, rate / 1e9, "GFLOP/s", PEAK, rate / peak))
-    return speed + shares
+def _details(trial: Trial) -> Iterator[Result]:
+    """Depth and accuracy, then every batch size by itself."""
+    depth, precision = trial.depth, trial.precision
+    against = f"deepest plan, {trial.deepest} calls"
+    calls = max(depth.calls, 1e-3)  # where no frame takes a step
+    yield Result(f"engine.depth.{precision}", calls, "calls/frame", against, trial.deepest / calls)
+    if depth.image_auroc is not None:
+        name, auroc = f"engine.image_auroc.{precision}", depth.image_auroc
+        yield Result(name, auroc, "image AUROC", "chance", auroc / 0.5)
+    for timed in trial.timed:
+        yield from _against_torch(timed, precision)
+        yield from _against_rivals(timed, trial)
+        yield from _against_peak(timed, trial)
+
+
+def _against_torch(timed: Timed, precision: str) -> Iterator[Result]:
+    theirs = timed.seconds[REFERENCE]
+    for part, seconds in timed.seconds[OURS].items():
+        name = f"engine.vs_torch.{part}.{precision}_b{timed.batch}"
+        each_ms = 1e3 * seconds / timed.batch
+        yield Result(name, each_ms, "ms/frame", TORCH, theirs[part] / seconds)
+
+
+def _against_rivals(timed: Timed, trial: Trial) -> Iterator[Result]:
+    tail = f".{trial.precision}_b{timed.batch}"
+    for rival in RIVALS:
+        if rival in timed.seconds:
+            theirs = timed.rate(rival)
+            yield _versus(rival, tail, timed.rate_at(trial.depth.calls), theirs)
+            yield _versus(rival, f".fixed{tail}", timed.rate_at(trial.deepest), theirs)
+
+
+def _versus(rival: str, tail: str, ours: float, theirs: float) -> Result:
+    return Result(f"engine.vs_{rival}{tail}", ours, "frames/s", RIVALS[rival], ours / theirs)
+
+
+def _against_peak(timed: Timed, trial: Trial) -> Iterator[Result]:
+    """What share of the measured peak each graph reaches, and the rivals beside them."""
+    for part, operations in timed.operations.items():
+        seconds = timed.seconds[OURS].get(part) or timed.seconds[part]["pass"]
+        rate = operations / seconds
+        name = f"engine.of_peak.{part}.{trial.precision}_b{timed.batch}"
+        yield Result(name, rate / 1e9, "GFLOP/s", PEAK, rate / trial.peak)
+
+
+def _facts(trial: Trial) -> dict[str, object]:
+    """What a reader of the ratios must know, by the precision it belongs to."""
+    timed = trial.timed[0]
+    gflop = {
+        f"gflop_per_frame_{part}": round(operations / timed.batch / 1e9, 2)
+        for part, operations in timed.operations.items()
+    }
+    return {
+        f"matmul_gflops_{trial.precision}": round(trial.peak / 1e9, 1),
+        f"depth_{trial.precision}": f"{trial.depth.calls:.2f} calls: {trial.depth.told}",
+        **gflop,
+    }

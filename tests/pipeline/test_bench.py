@@ -6,24 +6,17 @@ import json
 import math
 import multiprocessing
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from engines.contracts import BadConfig, Evidence, Progress, Rows
+from engines.contracts import BadConfig
 from pipeline.bench import Report, Result, print_bench, run_bench
-from pipeline.bench.engine import _in_turns, bench_engine
 from pipeline.bench.machine import machine_facts, matmul_peak
 from pipeline.bench.operations import graph_operations
 from pipeline.bench.transport import bench_transport
-
-if TYPE_CHECKING:
-    from engines.bundle import Bundle
-
-DEMO = Path(__file__).parents[2] / "configs" / "bundles" / "demo"
 
 
 @pytest.fixture(scope="module")
@@ -130,62 +123,3 @@ def test_operations_are_twice_the_multiply_adds(  # noqa: PLR0917 - one per colu
     """Each kind of product is counted as on paper, in proportion to the batch."""
     path = graph(tmp_path / "one.onnx", kind, weights, made, **attributes)
     assert graph_operations(path, batch) == 2 * expected * batch
-
-
-# -- engine -----------------------------------------------------------------------------------
-
-
-class Counting:
-    """A backend that takes three steps and remembers the order of calls."""
-
-    capacity, key = 8, "counting:f32"
-
-    def __init__(self, calls: list[str], name: str) -> None:
-        self.calls, self.name, self.left = calls, name, 0
-
-    def start(self, rows: Rows, slots: list[int]) -> Progress:  # noqa: ARG002 - the protocol's
-        """Three steps to go, less the one that comes with it."""
-        self.calls.append(self.name)
-        self.left = 3
-        return self.step(slots)
-
-    def step(self, slots: list[int]) -> Progress:
-        """One fewer to go."""
-        numbers = np.full(len(slots), self.left, np.int32)
-        self.left -= 1
-        return Progress(numbers, numbers, numbers)
-
-    def finish(self, slots: list[int]) -> Evidence:
-        """Nothing found."""
-        return Evidence(np.zeros((len(slots), 2, 2), np.float32), np.zeros(len(slots), np.float32))
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-def test_backends_run_in_turns_and_the_first_turn_is_dropped() -> None:
-    """Whatever disturbs the machine meets both; warming up is not measured."""
-    manifest = SimpleNamespace(image_size=(16, 16), plans=(SimpleNamespace(levels=(5, 3, 0)),))
-    bundle = cast("Bundle", SimpleNamespace(manifest=manifest, folder=Path("none")))
-    calls: list[str] = []
-    ours, theirs = _in_turns(bundle, Counting(calls, "a"), Counting(calls, "b"), 2, rounds=2)
-    assert calls == ["a", "b"] * 3
-    assert {name: len(values) for name, values in ours.items()} == {
-        "start": 2, "step": 6, "finish": 2, "pass": 2,
-    }  # fmt: skip
-    assert set(ours) == set(theirs)
-
-
-@pytest.mark.skipif(not DEMO.exists(), reason="the demo bundle is not in this checkout")
-def test_the_engine_bench_covers_graphs_batches_and_precisions() -> None:
-    """Each graph and the whole pass against torch, and each graph against the peak."""
-    pytest.importorskip("torch", reason="the extra 'train' is not installed")
-    report = bench_engine(DEMO, rounds=1, batches=(1,), precisions=("f32",), peak_side=128)
-    names = {one.name for one in report.results}
-    for graph_name in ("start", "step", "finish"):
-        assert {
-            f"engine.vs_torch.{graph_name}.f32_b1",
-            f"engine.of_peak.{graph_name}.f32_b1",
-        } <= names
-    assert "engine.vs_torch.pass.f32_b1" in names
-    assert "matmul_gflops_f32" in report.machine

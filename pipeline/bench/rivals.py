@@ -1,0 +1,40 @@
+"""Detectors that the engine is timed against: same runtime, same size, same precision."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from engines.backend_openvino import load_openvino
+from pipeline.bench.efficientad import SMALLEST, efficientad_s
+from pipeline.bench.operations import model_operations
+
+if TYPE_CHECKING:
+    from engines.contracts import UInt8
+    from pipeline.bench.turns import Seconds
+
+PADDED = {"efficientad_s": True, "efficientad_s.unpadded": False}
+SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}  # as our backend has them
+
+
+class Rival:
+    """One compiled detector: images in, maps and scores out."""
+
+    def __init__(self, name: str, size: tuple[int, int], precision: str) -> None:
+        self.name = name
+        core, padded = load_openvino().Core(), PADDED[name]
+        self.operations = model_operations(efficientad_s(size, padded=padded), 1)
+        settings = SETTINGS | {"INFERENCE_PRECISION_HINT": precision}
+        compiled = core.compile_model(efficientad_s(size, padded=padded), "CPU", settings)
+        self._request = compiled.create_infer_request()
+
+    def timed_pass(self, images: UInt8) -> Seconds:
+        """Seconds of one call over images [B, H, W, 3]."""
+        began = time.perf_counter()
+        self._request.infer([images], share_inputs=True)
+        return {"pass": [time.perf_counter() - began]}
+
+
+def rivals_at(size: tuple[int, int], precision: str) -> list[Rival]:
+    """All of them at an image size; none where their encoder needs a larger image."""
+    return [Rival(name, size, precision) for name in PADDED] if min(size) >= SMALLEST else []
