@@ -1,8 +1,15 @@
-"""Benches: every figure is a ratio to something measured in the same run on the same machine."""
+"""Benches: every figure is a ratio to something measured in the same run on the same machine.
+
+Each is a function from what was asked to a report; heavy imports happen when one is run. Every
+report is kept in ``runs/bench/<name>.json``.
+"""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,31 +19,54 @@ from pipeline.bench.report import Report, Result
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Report", "Result", "print_bench", "run_bench"]
+__all__ = ["BENCHES", "Asked", "Report", "Result", "print_bench", "run_bench"]
 
-BENCHES = ("transport", "engine", "all")
+FOLDER = Path("runs/bench")
+ALL = "all"
 
 
-def run_bench(what: str, bundle: Path | str) -> Report:
-    """Run one bench by name, or all; ``bundle`` is what the engine bench inspects with."""
-    if what not in BENCHES:
-        raise BadConfig(f"there is no bench {what!r}; choose one of {', '.join(BENCHES)}")
-    reports = []
-    if what in {"transport", "all"}:
-        from pipeline.bench.transport import bench_transport
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a bench may be told; each takes what it understands."""
 
-        reports.append(bench_transport())
-    if what in {"engine", "all"}:
-        # Spinning OpenMP threads of two runtimes in one process wait for each other's cores; the
-        # choice must stand before torch is imported.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        from pipeline.bench.engine import bench_engine
+    bundle: Path
+    data: Path | None = None  # test frames, in the MVTec layout, for the depth of `engine`
+    folder: Path = FOLDER  # where reports are kept
 
-        reports.append(bench_engine(bundle))
-    return reports[0] if len(reports) == 1 else reports[0] + reports[1]
+
+def run_bench(what: str, asked: Asked) -> Report:
+    """Run one bench by name, or all of them one after the other, and keep each report."""
+    if what not in {*BENCHES, ALL}:
+        raise BadConfig(f"there is no bench {what!r}; choose one of {', '.join([*BENCHES, ALL])}")
+    reports = {name: BENCHES[name](asked) for name in (BENCHES if what == ALL else [what])}
+    for name, report in reports.items():
+        report.write(asked.folder / f"{name}.json")
+    joined = reduce(add, reports.values())
+    if what == ALL:
+        joined.write(asked.folder / f"{ALL}.json")
+    return joined
 
 
 def print_bench(report: Report, console: Console) -> None:
     """The machine, then every result with its ratio."""
     for table in report.tables():
         console.print(table)
+
+
+def _transport(asked: Asked) -> Report:
+    del asked
+    from pipeline.bench.transport import bench_transport
+
+    return bench_transport()
+
+
+def _engine(asked: Asked) -> Report:
+    # Spinning OpenMP threads of two runtimes in one process wait for each other's cores; the
+    # choice must stand before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from pipeline.bench.engine import bench_engine
+
+    return bench_engine(asked.bundle, asked.data)
+
+
+BENCHES = {"transport": _transport, "engine": _engine}

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from engines.contracts import BadData
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -44,9 +46,13 @@ class Report:
         return Report(self.machine | other.machine, self.results + other.results)
 
     def write(self, path: Path) -> Path:
-        """Write the JSON and return where."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.as_json(), indent=1) + "\n", "utf-8")
+        """Write the JSON and return where; BadData where there is no place for it."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self.as_json(), indent=1) + "\n", "utf-8")
+        except OSError as error:
+            reason = error.strerror or error
+            raise BadData(f"{path} cannot be written ({reason}): name another file") from None
         return path
 
     def tables(self) -> Sequence[Table]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.terminal import out, write_json
+from pipeline.cli.terminal import out
 
 
 def doctor(
@@ -33,17 +33,24 @@ def doctor(
 
 def bench(
     what: Annotated[str, typer.Argument(help="transport, engine or all.")] = "all",
-    bundle: Annotated[Path, typer.Option(help="Bundle for the engine benchmark.")] = Path(
+    bundle: Annotated[Path, typer.Option(help="Bundle to inspect with.")] = Path(
         "configs/bundles/demo"
     ),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write JSON here.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Test frames (MVTec layout) on which engine measures its depth."),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write JSON here as well as to runs/bench.")
+    ] = None,
 ) -> None:
-    """Ratios measured in one run on this machine.
+    """Ratios measured in one run on this machine, kept in runs/bench.
 
-    Example: assayline bench transport --json runs/bench/transport.json
+    Example: assayline bench engine --data data
     """
-    from pipeline.bench import print_bench, run_bench
+    from pipeline.bench import Asked, print_bench, run_bench
 
-    result = run_bench(what, bundle)
+    result = run_bench(what, Asked(bundle, data))
     print_bench(result, out)
-    write_json(json_file or Path("runs/bench") / f"{what}.json", result.as_json())
+    if json_file is not None:
+        result.write(json_file)

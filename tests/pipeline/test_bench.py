@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from engines.contracts import BadConfig
-from pipeline.bench import Report, Result, print_bench, run_bench
+from engines.contracts import BadConfig, BadData
+from pipeline.bench import Asked, Report, Result, print_bench, run_bench
 from pipeline.bench.machine import machine_facts, matmul_peak
 from pipeline.bench.operations import graph_operations
 from pipeline.bench.transport import bench_transport
@@ -56,6 +56,13 @@ def test_json_has_the_public_keys(transport: Report, tmp_path: Path) -> None:
     )
 
 
+def test_a_report_without_a_place_is_one_sentence(transport: Report, tmp_path: Path) -> None:
+    """Where a folder should be is a file: no traceback after minutes of measuring."""
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(BadData, match="cannot be written"):
+        transport.write(tmp_path / "runs" / "transport.json")
+
+
 def test_two_reports_add_and_print() -> None:
     """``bench all`` is one table of all results."""
     one, two = (Report({name: 1}, (Result(name, 2.0, "u", "x", 3.0),)) for name in ("a", "b"))
@@ -69,8 +76,20 @@ def test_two_reports_add_and_print() -> None:
 
 def test_an_unknown_bench_is_one_sentence() -> None:
     """The names that exist are named."""
-    with pytest.raises(BadConfig, match="transport, engine, all"):
-        run_bench("speed", "none")
+    with pytest.raises(BadConfig, match=r"transport, engine, .*all"):
+        run_bench("speed", Asked(Path("none")))
+
+
+def test_every_bench_keeps_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file each below the folder, and one of all of them together."""
+    made = {
+        name: lambda _, name=name: Report({name: 1}, (Result(name, 2.0, "u", "x", 3.0),))
+        for name in ("one", "two")
+    }
+    monkeypatch.setattr("pipeline.bench.BENCHES", made)
+    both = run_bench("all", Asked(Path("none"), folder=tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"one.json", "two.json", "all.json"}
+    assert json.loads((tmp_path / "all.json").read_text()) == both.as_json()
 
 
 def test_machine_facts_are_plain_and_tell_no_names() -> None:
