@@ -50,6 +50,7 @@ class Judged:
                 parts=camera.source.parts,
                 seed=camera.source.seed,
                 defect_rate=camera.source.defect_rate,
+                rendered=camera.source.rendered,
             )
             for camera in settings.cameras
             if camera.source.kind == "simulator"

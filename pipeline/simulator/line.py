@@ -6,10 +6,12 @@ seed.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +47,8 @@ class SimulatedLine:
 
     ``rate_hz=None`` runs flat out; ``frames=None`` never ends. ``jitter`` in 0..1 is the spread of
     the exposure within a belt period. Camera faults apply by frame number and leave truth alone.
+    With ``rendered`` so many parts are drawn beforehand and pass again and again, each stamped with
+    the moment it was due, as a camera would: whoever takes it late has made it wait.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class SimulatedLine:
         frames: int | None = None,
         defect_rate: float = 0.1,
         jitter: float = 0.1,
+        rendered: int | None = None,
         faults: Sequence[Fault] = (),
         size: tuple[int, int] = DEFAULT_SIZE,
     ) -> None:
@@ -65,27 +70,27 @@ class SimulatedLine:
         self._parts, self._faults = tuple(parts), tuple(faults)
         self._rate_hz, self._count = rate_hz, frames
         self._defect_rate, self._jitter = defect_rate, jitter
+        self._rendered = rendered
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Frames in belt order until ``stop``, in real time; ``captured_ns`` strictly rises."""
-        begun, last_ns, index = time.monotonic(), 0, 0
-        while not stop.is_set() and (self._count is None or index < self._count):
-            plan = self._plan(index)
-            image = exposed(index, self._faults, self._image)
-            if self._rate_hz is not None:
-                due = begun + (index + self._jitter * plan.lateness) / self._rate_hz
-                if stop.wait(max(0.0, due - time.monotonic())):
-                    return
-            last_ns = max(time.time_ns(), last_ns + 1)
+        drawn = [self._render(index).image for index in range(self._rendered or 0)]
+        begun, begun_ns, last_ns = time.monotonic(), time.time_ns(), 0
+        for index in itertools.count() if self._count is None else range(self._count):
+            image = exposed(index, self._faults, partial(self._image, drawn))
+            due_s = self._due_s(index)
+            if stop.wait(max(0.0, begun + due_s - time.monotonic())):
+                return
+            due_ns = begun_ns + int(due_s * 1e9)
+            last_ns = max(due_ns if drawn and self._rate_hz else time.time_ns(), last_ns + 1)
             yield Frame(
                 frame_id="",
                 camera=self.camera,
                 captured_ns=last_ns,
                 image=image,
-                category=plan.part,
+                category=self._plan(index).part,
                 part_id=f"{self.camera}-{index:06d}",
             )
-            index += 1
 
     def truth(self, part_id: str) -> Truth:
         """What part ``part_id`` of this line really was, made again from the seed."""
@@ -95,16 +100,26 @@ class SimulatedLine:
         seen = self._render(int(number))
         return Truth(seen.part, seen.defect, seen.severity, seen.truth_mask)
 
-    def _image(self, index: int) -> UInt8:
-        return self._render(index).image
+    def _due_s(self, index: int) -> float:
+        """Seconds on the belt's clock at which a part lies below the camera; 0 flat out."""
+        if self._rate_hz is None:
+            return 0.0
+        return (index + self._jitter * self._plan(index).lateness) / self._rate_hz
+
+    def _image(self, drawn: Sequence[UInt8], index: int) -> UInt8:
+        return drawn[index % len(drawn)] if drawn else self._render(index).image
 
     def _render(self, index: int) -> Rendered:
-        plan = self._plan(index)
+        plan, number = self._plan(index), self._number(index)
         seed, defect = self._seed(), plan.defect
-        return render(plan.part, seed, index, self.size, defect=defect, severity=plan.severity)
+        return render(plan.part, seed, number, self.size, defect=defect, severity=plan.severity)
+
+    def _number(self, index: int) -> int:
+        """Which part passes as the ``index``-th; parts drawn beforehand come again."""
+        return index % self._rendered if self._rendered else index
 
     def _plan(self, index: int) -> _Plan:
-        rng = generator(self._seed(), "line", index)
+        rng = generator(self._seed(), "line", self._number(index))
         part = self._parts[int(rng.integers(len(self._parts)))]
         is_faulty, lateness = rng.random() < self._defect_rate, rng.random()
         kinds = defects(part)

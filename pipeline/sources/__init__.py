@@ -71,5 +71,6 @@ def _simulator(settings: SimulatorSettings, camera: str) -> Source:
         frames=settings.frames,
         defect_rate=settings.defect_rate,
         jitter=settings.jitter,
+        rendered=settings.rendered,
         faults=[Fault(f.kind, f.first, f.last, f.strength) for f in settings.faults],
     )

@@ -99,6 +99,7 @@ class SimulatorSettings(_Settings):
     frames: PositiveInt | None = None  # None = without end
     defect_rate: Annotated[float, Field(ge=0, le=1)] = 0.2
     jitter: Annotated[float, Field(ge=0, le=1)] = 0.0  # spread of the exposure in a belt period
+    rendered: PositiveInt | None = None  # so many are drawn before the first exposure, then repeat
     faults: tuple[CameraFault, ...] = ()
 
 

@@ -62,6 +62,26 @@ def test_belt_speed_paces_the_frames() -> None:
     assert time.monotonic() - begun >= 4 / 50
 
 
+def test_parts_drawn_beforehand_come_again() -> None:
+    """With three of them the fourth frame is the first, for the eye and for the truth."""
+    line = SimulatedLine("cam", rate_hz=None, frames=5, rendered=3, defect_rate=0.5, size=SIZE)
+    first, second, _, fourth, fifth = line.frames(threading.Event())
+    assert np.array_equal(first.image, fourth.image)
+    assert np.array_equal(second.image, fifth.image)
+    assert (first.category, first.part_id) == (fourth.category, "cam-000000")
+    assert line.truth("cam-000003").severity == line.truth("cam-000000").severity
+
+
+def test_a_belt_of_drawn_parts_does_not_wait_for_who_takes_them() -> None:
+    """A frame that is taken late carries the moment it was due, so its lateness is measured."""
+    line = SimulatedLine("cam", ("disc",), rate_hz=100, frames=4, jitter=0, rendered=1, size=SIZE)
+    stamps = []
+    for frame in line.frames(threading.Event()):
+        time.sleep(0.03)
+        stamps.append(frame.captured_ns)
+    assert np.diff(stamps) == pytest.approx([10e6] * 3, abs=10)
+
+
 def test_stop_ends_an_endless_line() -> None:
     """A stop between frames, or while the belt is waited for, ends the iteration."""
     stop = threading.Event()
