@@ -136,7 +136,7 @@ def replay_line(
     original = list(read_verdicts(against)) if against else []
     line = _replay_config(settings, recording, _speed(speed))
     again: list[Verdict] = []
-    with _no_overrides():
+    with no_overrides():
         report = run_watched(load_line(line), line, lambda d: again.append(d.verdict), stop)
     differences = compare_verdicts(original, again) if against else []
     return Replayed(report, len(original), tuple(differences))
@@ -200,7 +200,7 @@ def _of_camera(settings: LineSettings, name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _no_overrides() -> Iterator[None]:
+def no_overrides() -> Iterator[None]:
     """The environment has had its say on the line; a replay must not reach its Redis and sinks."""
     kept = {name: value for name, value in os.environ.items() if name.startswith(OVERRIDES)}
     for name in kept:

@@ -31,6 +31,7 @@ class Asked:
 
     bundle: Path
     data: Path | None = None  # test frames, in the MVTec layout, for the depth of `engine`
+    frames: int = 200  # through the line
     folder: Path = FOLDER  # where reports are kept
 
 
@@ -69,4 +70,10 @@ def _engine(asked: Asked) -> Report:
     return bench_engine(asked.bundle, asked.data)
 
 
-BENCHES = {"transport": _transport, "engine": _engine}
+def _line(asked: Asked) -> Report:
+    from pipeline.bench.line import bench_line
+
+    return bench_line(asked.bundle, asked.frames)
+
+
+BENCHES = {"transport": _transport, "engine": _engine, "line": _line}

@@ -32,7 +32,7 @@ def doctor(
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="transport, engine or all.")] = "all",
+    what: Annotated[str, typer.Argument(help="transport, engine, line or all.")] = "all",
     bundle: Annotated[Path, typer.Option(help="Bundle to inspect with.")] = Path(
         "configs/bundles/demo"
     ),
@@ -40,6 +40,7 @@ def bench(
         Path | None,
         typer.Option(help="Test frames (MVTec layout) on which engine measures its depth."),
     ] = None,
+    frames: Annotated[int, typer.Option(min=20, help="Frames through the line.")] = 200,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write JSON here as well as to runs/bench.")
     ] = None,
@@ -50,7 +51,7 @@ def bench(
     """
     from pipeline.bench import Asked, print_bench, run_bench
 
-    result = run_bench(what, Asked(bundle, data))
+    result = run_bench(what, Asked(bundle, data, frames))
     print_bench(result, out)
     if json_file is not None:
         result.write(json_file)

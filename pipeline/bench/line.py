@@ -1,0 +1,181 @@
+"""What a line makes of its engine: rate when full, latency at 80 % load, cost of what is around.
+
+A real line (embedded server, ingest, worker and sink as processes of their own) inspects simulator
+frames that were drawn before the start. Beside it the engine alone inspects the same frames in this
+process, before and after, so that a machine that changes its pace changes both. At 80 % load parts
+come when the belt brings them (periodic, 10 % jitter), whether or not the line keeps up, and a
+latency counts from the moment a part was due.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from engines.backend import open_backend
+from engines.bundle import Bundle, open_bundle
+from engines.contracts import EngineFault, Frame
+from engines.images import to_model_input
+from engines.inspector import Inspector, Part, inspect_all
+from pipeline.bench.machine import machine_facts
+from pipeline.bench.report import Report, Result
+from pipeline.bench.stage import CAMERA, ROLES, Seen, run_stage, simulator
+from pipeline.config import WorkerSettings
+from pipeline.sources import open_source
+from pipeline.sources.settings import SimulatorSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from engines.backend import BatchedBackend
+
+FRAMES, IDLE_S = 200, 5.0
+LOAD = 0.8  # of the rate at saturation
+FIRST = 0.1  # of the frames, which only fill the line
+SINGLES = 16  # frames inspected one by one
+IDLE_HZ = 1e-4
+TICK_S = 0.01  # processor time is counted in these
+ALONE, SINGLE = "engine alone, same frames", "engine alone, one frame"
+OWN, CORE = "engine's own CPU time", "one core"
+
+
+class Alone(NamedTuple):
+    """The engine without a line."""
+
+    rate: float  # frames per second
+    cpu_s: float  # processor time per frame
+    single_s: float  # one frame by itself
+
+
+class Spent(NamedTuple):
+    """Processor seconds per frame of a line."""
+
+    by_role: dict[str, float]
+
+    def around(self, engine_s: float) -> float:
+        """What is spent outside an engine that spends so much itself."""
+        others = sum(spent for role, spent in self.by_role.items() if role != "inspect")
+        return others + max(0.0, self.by_role["inspect"] - engine_s)
+
+
+def bench_line(bundle_path: Path | str, frames: int = FRAMES, idle_s: float = IDLE_S) -> Report:
+    """Saturate a line, load it to 80 %, then let it idle; EngineFault where it answered too few."""
+    machine, bundle = machine_facts(), open_bundle(bundle_path)
+    before = engine_alone(bundle, frames)
+    full = run_stage(bundle.folder, frames, 0.0)
+    after = engine_alone(bundle, frames)
+    alone = Alone(*(statistics.mean(pair) for pair in zip(before, after, strict=True)))
+    saturation = rate_of(full.decided_ns)
+    loaded = run_stage(bundle.folder, frames, LOAD * saturation)
+    idle = run_stage(bundle.folder, None, IDLE_HZ, idle_s)
+    spent = spent_per_frame(full)
+    results = (
+        Result("line.saturation", saturation, "frames/s", ALONE, saturation / alone.rate),
+        _host_cpu(spent, alone),
+        *_latencies(loaded, alone),
+        *_idle(idle),
+    )
+    facts = {
+        "bundle": bundle.bundle_id,
+        "frames": frames,
+        "line_load_hz": round(LOAD * saturation, 2),
+        "line_missed": f"{loaded.missed} of {len(loaded.decided_ns)}",
+        "line_residual": full.residual + loaded.residual,
+        "line_cpu_ms": [f"{role} {1e3 * s:.2f}" for role, s in spent.by_role.items()],
+        "engine_alone": f"{alone.rate:.1f} frames/s, {1e3 * alone.cpu_s:.1f} ms CPU per frame",
+    }
+    return Report(machine | facts, results)
+
+
+def engine_alone(bundle: Bundle, frames: int) -> Alone:
+    """The same frames without server, roles and answers: flat out, then one by one."""
+    chosen = WorkerSettings()
+    parts = list(_parts(bundle, frames))
+    with open_backend(
+        bundle, chosen.backend, chosen.precision, chosen.slots, threads=chosen.threads
+    ) as backend:
+        _inspected(backend, parts[: chosen.slots], chosen.batch_max)  # warm
+        cpu_s = time.process_time()
+        done_ns = _inspected(backend, parts, chosen.batch_max)
+        cpu_s = (time.process_time() - cpu_s) / frames
+        singles = [_single_s(backend, part) for part in parts[: SINGLES + 1]]
+    return Alone(rate_of(done_ns), cpu_s, statistics.median(singles[1:] or singles))
+
+
+def rate_of(moments_ns: Sequence[int]) -> float:
+    """Frames per second between these moments, without the first tenth of them."""
+    kept = np.sort(moments_ns)[int(FIRST * len(moments_ns)) :]
+    if len(kept) < 2 or kept[-1] == kept[0]:
+        raise EngineFault(f"{len(moments_ns)} verdicts are too few for a rate; give more --frames")
+    return float((len(kept) - 1) / (kept[-1] - kept[0]) * 1e9)
+
+
+def spent_per_frame(seen: Seen) -> Spent:
+    """Processor time by role between the first tenth of the verdicts and the last look at all."""
+    total = len(seen.decided_ns)
+    running = [look for look in seen.looks if look.cpu_s.keys() >= set(ROLES)]
+    window = [look for look in running if look.verdicts >= max(1, FIRST * total)]
+    last = next((look for look in window if look.verdicts >= total), window[-1] if window else None)
+    if last is None or last.verdicts == window[0].verdicts:
+        raise EngineFault("the line was over before it could be watched; give more --frames")
+    first, count = window[0], last.verdicts - window[0].verdicts
+    return Spent({role: (last.cpu_s[role] - first.cpu_s[role]) / count for role in ROLES})
+
+
+def _parts(bundle: Bundle, frames: int) -> Iterator[Part]:
+    """What ingest and a worker make of the same source."""
+    settings = SimulatorSettings(**simulator(frames, 0.0))
+    with open_source(settings, CAMERA) as source:
+        for number, frame in enumerate(source.frames(threading.Event())):
+            if not isinstance(frame, Frame):
+                continue
+            yield Part(
+                frame_id=str(number),
+                category_id=bundle.category_id(frame.category),
+                category=bundle.category_name(frame.category),
+                image=to_model_input(frame.image, bundle.manifest.image_size),
+            )
+
+
+def _inspected(backend: BatchedBackend, parts: Sequence[Part], batch_max: int) -> list[int]:
+    """When each finding was there."""
+    return [time.monotonic_ns() for _ in inspect_all(Inspector(backend, batch_max), parts)]
+
+
+def _single_s(backend: BatchedBackend, part: Part) -> float:
+    inspector = Inspector(backend)
+    began = time.perf_counter()
+    inspector.admit([part])
+    inspector.drain()
+    return time.perf_counter() - began
+
+
+def _host_cpu(spent: Spent, alone: Alone) -> Result:
+    host_s = max(spent.around(alone.cpu_s), 1e-6)
+    return Result("line.host_cpu", 1e3 * host_s, "ms/frame", OWN, alone.cpu_s / host_s)
+
+
+def _latencies(loaded: Seen, alone: Alone) -> Iterator[Result]:
+    """Camera to verdict; how many times the engine's own time for one frame is in it."""
+    if not loaded.latency_ms:
+        raise EngineFault(
+            "no frame was inspected at 80 % load; see what doctor says of the machine"
+        )
+    for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999)):
+        took_ms = float(np.quantile(loaded.latency_ms, share))
+        yield Result(f"line.{name}", took_ms, "ms", SINGLE, 1e3 * alone.single_s / took_ms)
+
+
+def _idle(seen: Seen) -> Iterator[Result]:
+    """Share of a core that a role takes while no part comes; a tick is the least that shows."""
+    quiet = [look for look in seen.looks if look.verdicts and look.cpu_s.keys() >= set(ROLES)]
+    first, last = quiet[len(quiet) // 4], quiet[-1]
+    for role in ("ingest", "sink"):
+        spent_s = max(last.cpu_s[role] - first.cpu_s[role], TICK_S)
+        share = spent_s / (last.at_s - first.at_s)
+        yield Result(f"line.idle_{role}", share, "of a core", CORE, 1 / share)

@@ -1,0 +1,160 @@
+"""A whole line for a bench: its own server, the real roles, frames that are drawn beforehand.
+
+It runs as ``assayline run`` runs one, in a folder of its own; settings in the environment do not
+reach it. Who spends how much processor time is read from outside, by role.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import yaml
+
+from engines.contracts import Reason
+from pipeline.config import load_line
+from pipeline.lanes import Lane
+from pipeline.takes import no_overrides, run_watched
+
+if TYPE_CHECKING:
+    from pipeline.stream import VerdictDelivery
+
+CAMERA, SERVER = "bench", "server"
+ROLES = ("ingest", "inspect", "sink", SERVER)
+PARTS, DRAWN, SEED, JITTER = ("board", "disc", "fabric"), 48, 5, 0.1
+GATE_MS = 60_000  # nothing is cut short: what a part had to wait is measured, not judged
+LOOK_S = 0.1
+MISSED = {Reason.DEADLINE, Reason.OVERRUN}
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Processor seconds of each role that runs, since its start, at one moment."""
+
+    at_s: float  # monotonic
+    verdicts: int
+    cpu_s: dict[str, float]
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a run showed: when each verdict was decided, how long it took, who worked for it."""
+
+    decided_ns: list[int] = field(default_factory=list)
+    latency_ms: list[float] = field(default_factory=list)  # of frames that were inspected
+    missed: int = 0
+    residual: int = 0
+    looks: list[Look] = field(default_factory=list)
+
+    def add(self, delivery: VerdictDelivery) -> None:
+        """Note one verdict."""
+        verdict = delivery.verdict
+        self.decided_ns.append(verdict.decided_ns)
+        if verdict.reason in MISSED:
+            self.missed += 1
+        else:
+            self.latency_ms.append((verdict.decided_ns - verdict.captured_ns) / 1e6)
+
+
+def simulator(frames: int | None, rate_hz: float) -> dict[str, Any]:
+    """The source of a bench; at ``rate_hz`` 0 it gives frames as fast as they are taken.
+
+    Without an end (``frames`` None) the belt is idle, and its first part comes at once.
+    """
+    return {
+        "kind": "simulator",
+        "parts": list(PARTS),
+        "seed": SEED,
+        "rate_hz": rate_hz,
+        "frames": frames,
+        "jitter": 0.0 if frames is None else JITTER,
+        "rendered": min(DRAWN, frames or 1),
+    }
+
+
+def run_stage(
+    bundle: Path, frames: int | None, rate_hz: float, idle_s: float | None = None
+) -> Seen:
+    """Run a line until its frames are answered; with ``idle_s`` so long after the first of them."""
+    stop = threading.Event()
+    seen = Seen()
+    with tempfile.TemporaryDirectory(prefix="assayline-bench-") as name, no_overrides():
+        folder = Path(name).resolve()
+        line = _written(folder, bundle, simulator(frames, rate_hz))
+        with _watched_cpu(folder, seen, stop, idle_s):
+            report = run_watched(load_line(line), line, seen.add, stop)
+    seen.residual = report["residual"]
+    return seen
+
+
+def _written(folder: Path, bundle: Path, source: dict[str, Any]) -> Path:
+    content = {
+        "line": "bench",
+        "bundle": str(bundle.resolve()),
+        "run_dir": str(folder),
+        "cameras": [{"name": CAMERA, "source": source, "gate_ms": GATE_MS}],
+        "sinks": {"jsonl": {}, "archive": {}, "reject": {}},
+        "dashboard": {"enabled": False},
+        "log_level": "warning",
+    }
+    path = folder / "line.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@contextmanager
+def _watched_cpu(
+    folder: Path, seen: Seen, stop: threading.Event, idle_s: float | None
+) -> Iterator[None]:
+    """Look at the processes of the line in this folder every now and then."""
+    roles = _Roles(folder)
+
+    def watch(closing: threading.Event) -> None:
+        while not closing.wait(LOOK_S):
+            seen.looks.append(Look(time.monotonic(), len(seen.decided_ns), roles.cpu_s()))
+            if idle_s is not None and _quiet_s(seen) > idle_s:
+                stop.set()
+
+    with Lane("cpu", watch):
+        yield
+
+
+def _quiet_s(seen: Seen) -> float:
+    """Seconds since the first verdict was seen."""
+    first = next((look.at_s for look in seen.looks if look.verdicts), None)
+    return 0.0 if first is None else time.monotonic() - first
+
+
+class _Roles:
+    """The processes of one line among our children, by what they do."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder)
+        self._known: dict[psutil.Process, str] = {}  # "" = not of this line
+
+    def cpu_s(self) -> dict[str, float]:
+        """Processor seconds of each role that runs."""
+        spent: dict[str, float] = {}
+        for process in psutil.Process().children():
+            try:
+                role = self._known.setdefault(process, "") or self._role(process)
+                self._known[process] = role
+                if role:
+                    times = process.cpu_times()
+                    spent[role] = spent.get(role, 0.0) + times.user + times.system
+            except psutil.Error:  # it has just ended
+                continue
+        return spent
+
+    def _role(self, process: psutil.Process) -> str:
+        words = process.cmdline()
+        if not any(self._folder in word for word in words):  # the server names its socket there
+            return ""
+        return next((role for role in ROLES if role in words), SERVER)

@@ -1,0 +1,123 @@
+"""Laws of the line bench: what is counted, and that a real line is behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+import psutil
+import pytest
+
+from engines.contracts import Decision, EngineFault, Reason, Verdict
+from pipeline.bench.line import Alone, Spent, bench_line, rate_of, spent_per_frame
+from pipeline.bench.stage import ROLES, Look, Seen, run_stage
+
+if TYPE_CHECKING:
+    from pipeline.stream import VerdictDelivery
+
+DEMO = Path(__file__).parents[2] / "configs" / "bundles" / "demo"
+needs_demo = pytest.mark.skipif(not DEMO.exists(), reason="the demo bundle is not here")
+
+
+def delivery(decided_ms: int, reason: Reason | None = None) -> VerdictDelivery:
+    """A verdict on a frame captured at 0, so many milliseconds later."""
+    verdict = Verdict(
+        frame_id="bench/1-1",
+        camera="bench",
+        decision=Decision.UNDECIDED if reason else Decision.PASS,
+        reason=reason,
+        captured_ns=0,
+        decided_ns=decided_ms * 1_000_000,
+    )
+    return cast("VerdictDelivery", SimpleNamespace(verdict=verdict))
+
+
+def looks(*verdicts: int) -> list[Look]:
+    """One look a second; every role spends 10 ms on each verdict, inspect 60 ms."""
+    return [
+        Look(float(at), count, {r: 1 + count * (0.06 if r == "inspect" else 0.01) for r in ROLES})
+        for at, count in enumerate(verdicts)
+    ]
+
+
+def seen(frames: int) -> Seen:
+    """A run of so many frames, ten a second."""
+    found = Seen(looks=looks(0, frames // 4, frames // 2, frames, frames))
+    for number in range(frames):
+        found.add(delivery(100 * (number + 1)))
+    return found
+
+
+def test_a_rate_leaves_out_how_the_line_fills() -> None:
+    """The first tenth of the moments does not count, in whatever order they were seen."""
+    steady = [10_000_000_000 + number * 100_000_000 for number in range(18)]
+    assert rate_of([*reversed(steady), 0, 1]) == pytest.approx(10)
+
+
+def test_too_few_verdicts_make_no_rate() -> None:
+    """A sentence with the mend, not an infinite rate."""
+    with pytest.raises(EngineFault, match="--frames"):
+        rate_of([5])
+
+
+def test_overruns_count_as_missed_and_not_as_quick() -> None:
+    """What was refused at once would make the latency look good."""
+    found = Seen()
+    for one in (delivery(7), delivery(0, Reason.OVERRUN), delivery(9, Reason.NO_EVIDENCE)):
+        found.add(one)
+    assert found.missed == 1
+    assert found.latency_ms == [7, 9]
+
+
+def test_processor_time_is_that_of_the_verdicts_between_two_looks() -> None:
+    """Starting up and idling afterwards belong to no frame."""
+    spent = spent_per_frame(seen(40))
+    assert spent.by_role == pytest.approx(
+        {"ingest": 0.01, "inspect": 0.06, "sink": 0.01, "server": 0.01}
+    )
+
+
+def test_a_line_that_nobody_watched_has_no_costs() -> None:
+    """Too short a run is refused."""
+    with pytest.raises(EngineFault, match="watched"):
+        spent_per_frame(Seen(decided_ns=[1, 2], looks=looks(0)))
+
+
+def test_the_host_pays_for_all_but_the_engine() -> None:
+    """A worker's own share is what it spends beyond an engine alone, and never less than none."""
+    spent = Spent({"ingest": 1.0, "inspect": 6.0, "sink": 2.0, "server": 3.0})
+    assert spent.around(5.5) == 6.5
+    assert spent.around(7.0) == 6.0
+
+
+@needs_demo
+def test_results_are_called_by_their_stable_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever follows a machine over months finds each of them again."""
+    asked = []
+
+    def stage(_: Path, frames: int | None, rate_hz: float, idle_s: float | None = None) -> Seen:
+        asked.append((frames, rate_hz, idle_s))
+        return seen(40)
+
+    monkeypatch.setattr("pipeline.bench.line.engine_alone", lambda *_: Alone(20, 0.05, 0.1))
+    monkeypatch.setattr("pipeline.bench.line.run_stage", stage)
+    report = bench_line(DEMO, frames=40, idle_s=1.0)
+    assert [(one.name, one.ratio > 0) for one in report.results] == [
+        (f"line.{name}", True)
+        for name in ("saturation", "host_cpu", "p50", "p99", "p999", "idle_ingest", "idle_sink")
+    ]
+    assert report.results[0].ratio == pytest.approx(0.5)
+    assert asked[1][:2] == (40, pytest.approx(8))
+    assert report.machine["line_missed"] == "0 of 40"
+
+
+@needs_demo
+def test_a_real_line_answers_and_is_gone() -> None:
+    """Every role is a process of its own, works for the frames, and ends with the bench."""
+    before = set(psutil.Process().children())
+    found = run_stage(DEMO, 6, 0.0)
+    assert len(found.decided_ns) == len(found.latency_ms) == 6
+    assert found.residual == 0
+    assert {role for look in found.looks for role in look.cpu_s} == set(ROLES)
+    assert set(psutil.Process().children()) <= before
