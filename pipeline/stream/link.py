@@ -17,16 +17,20 @@ from urllib.parse import urlsplit
 from redis import Redis, exceptions
 from redis.backoff import NoBackoff
 from redis.commands.core import Script
+from redis.connection import HiredisRespSerializer, PythonRespSerializer
 from redis.retry import Retry
 
 from engines.contracts import BadConfig, InspectionError, StreamLost
 from pipeline.stream.facts import Keys, Memory
 
+Word = str | bytes | memoryview | int  # of a command
 CONNECT_TIMEOUT_S = 2.0
 REPLY_TIMEOUT_S = 5.0
 BLOCK_MAX_MS = 2000  # a stop is noticed, and a dead peer, within REPLY_TIMEOUT_S more
 CLOCK_PERIOD_NS = 1_000_000_000
+BUFFER_BYTES = 6000  # longer words are pieces of their own
 SCRIPTS = (
+    "admit",
     "answer",
     "acknowledge",
     "begin_epoch",
@@ -48,6 +52,29 @@ def redacted(url: str) -> str:
     """The address without user and password, fit for messages and logs."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+class Packer:
+    """Commands as bytes for the socket; a view of an image is sent from where it lies.
+
+    hiredis alone would copy an image twice for each command, into memory fresh from the system: a
+    frame of 196 kB then costs 400 us of processor time to send, and 45 us like this.
+    """
+
+    def __init__(self) -> None:
+        self._copying: Any = HiredisRespSerializer()
+        self._sparing: Any = PythonRespSerializer(BUFFER_BYTES, _bytes_of)
+
+    def pack(self, *words: Word) -> list[bytes | memoryview]:
+        """The pieces to send, in order."""
+        has_image = any(isinstance(word, memoryview) for word in words)
+        chosen = self._sparing if has_image else self._copying
+        pieces: list[bytes | memoryview] = chosen.pack(*words)
+        return pieces
+
+
+def _bytes_of(word: Word) -> bytes | memoryview:
+    return word if isinstance(word, bytes | memoryview) else str(word).encode()
 
 
 class Link:
@@ -138,7 +165,7 @@ class Link:
             self._keys[camera] = Keys(self.namespace, camera)
         return self._keys[camera]
 
-    def _run(self, script: str, keys: list[str], *arguments: str | bytes | int) -> Any:  # noqa: ANN401 - each script has its own reply
+    def _run(self, script: str, keys: list[str], *arguments: Word) -> Any:  # noqa: ANN401 - each script has its own reply
         with self._translated():
             return self._scripts[script](keys=keys, args=list(arguments))
 
@@ -190,6 +217,7 @@ class Link:
                 socket_connect_timeout=CONNECT_TIMEOUT_S,
                 socket_timeout=REPLY_TIMEOUT_S + extra_s,
                 retry=Retry(NoBackoff(), retries),
+                command_packer=Packer(),
             )
         except ValueError:
             raise BadConfig(

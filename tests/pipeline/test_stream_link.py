@@ -19,6 +19,7 @@ from redis.retry import Retry
 from engines.contracts import BadConfig, Decision, ExitCode, StreamLost, Verdict
 from pipeline.server import embedded_server
 from pipeline.stream import Ledger, Stream, open_stream
+from pipeline.stream.link import Packer
 from pipeline.wire import FrameEntry
 
 SECRET = "geheim-17"  # noqa: S105 - of a user that lives as long as its test
@@ -234,3 +235,12 @@ def test_memory_is_told(stream: Stream) -> None:
     """Used bytes grow with what is kept, below the limit given to the embedded server."""
     memory = stream.memory()
     assert 0 < memory.used_bytes < memory.limit_bytes == 512 * 2**20
+
+
+def test_an_image_is_sent_from_where_it_lies() -> None:
+    """Of a command with a view in it the pieces are what Redis expects, and the view itself."""
+    view = memoryview(bytes(10_000))
+    words = ("XADD", "key", 7, b"\xff", view)
+    pieces = Packer().pack(*words)
+    assert any(piece is view for piece in pieces)
+    assert b"".join(pieces) == Packer().pack(*words[:-1], bytes(view))[0]
