@@ -30,8 +30,10 @@ class Asked:
     """What a bench may be told; each takes what it understands."""
 
     bundle: Path
-    data: Path | None = None  # test frames, in the MVTec layout, for the depth of `engine`
+    data: Path | None = None  # test frames, in the MVTec layout, to measure depth on
     frames: int = 200  # through the line
+    rate_hz: float = 5.0  # of each camera, for `capacity`
+    gate_ms: float = 500.0
     folder: Path = FOLDER  # where reports are kept
 
 
@@ -76,4 +78,12 @@ def _line(asked: Asked) -> Report:
     return bench_line(asked.bundle, asked.frames)
 
 
-BENCHES = {"transport": _transport, "engine": _engine, "line": _line}
+def _capacity(asked: Asked) -> Report:
+    from pipeline.bench.capacity import bench_capacity
+
+    return bench_capacity(
+        asked.bundle, asked.rate_hz, asked.gate_ms, data=asked.data, frames=asked.frames
+    )
+
+
+BENCHES = {"transport": _transport, "engine": _engine, "line": _line, "capacity": _capacity}

@@ -107,6 +107,13 @@ def engine_alone(bundle: Bundle, frames: int) -> Alone:
     return Alone(rate_of(done_ns), cpu_s, statistics.median(singles[1:] or singles))
 
 
+def around_engine_s(bundle: Bundle, frames: int) -> float:
+    """Processor seconds per frame that a line at saturation spends outside its engine."""
+    alone = engine_alone(bundle, frames)
+    spent = spent_per_frame(run_stage(bundle.folder, frames, 0.0))
+    return max(spent.around(alone.cpu_s), TICK_S / frames)
+
+
 def rate_of(moments_ns: Sequence[int]) -> float:
     """Frames per second between these moments, without the first tenth of them."""
     kept = np.sort(moments_ns)[int(FIRST * len(moments_ns)) :]

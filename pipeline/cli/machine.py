@@ -32,15 +32,17 @@ def doctor(
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="transport, engine, line or all.")] = "all",
+    what: Annotated[str, typer.Argument(help="transport, engine, line, capacity or all.")] = "all",
     bundle: Annotated[Path, typer.Option(help="Bundle to inspect with.")] = Path(
         "configs/bundles/demo"
     ),
     data: Annotated[
         Path | None,
-        typer.Option(help="Test frames (MVTec layout) on which engine measures its depth."),
+        typer.Option(help="Test frames (MVTec layout) to measure depth on."),
     ] = None,
     frames: Annotated[int, typer.Option(min=20, help="Frames through the line.")] = 200,
+    rate: Annotated[float, typer.Option(min=0.01, help="capacity: Hz of each camera.")] = 5.0,
+    gate: Annotated[float, typer.Option(min=1, help="capacity: ms from exposure to gate.")] = 500.0,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write JSON here as well as to runs/bench.")
     ] = None,
@@ -51,7 +53,7 @@ def bench(
     """
     from pipeline.bench import Asked, print_bench, run_bench
 
-    result = run_bench(what, Asked(bundle, data, frames))
+    result = run_bench(what, Asked(bundle, data, frames, rate, gate))
     print_bench(result, out)
     if json_file is not None:
         result.write(json_file)
