@@ -11,23 +11,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engines.contracts import ADAPTIVE, Backend, BadData, Finding, Rows
+from engines.contracts import ADAPTIVE, Backend, BadData, Finding, Rows, UInt8
 from engines.dataset import evenly, load_model_input, named_categories, test_items
-from engines.images import image_seed
+from engines.images import image_seed, to_model_input
 from engines.metrics import ranking_metrics
 from engines.parity_set import has_frames, load_frames
 from pipeline.bench.turns import deepest_plan
+from pipeline.simulator.line import LEAST_SEVERITY
+from pipeline.simulator.render import PARTS, defects, render
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from engines.bundle import Bundle
-    from engines.contracts import UInt8
+    from engines.dataset import Item
 
 GOOD_SHARE = 0.9  # of the frames of a line, nine to one
 FRAMES = 60  # at most, of each kind and category
+DRAWN, SEED = 20, 4242  # of each kind and simulated part, where no folder is given
 BATCH = 8
+Kinds = tuple[str, list[UInt8], list[UInt8]]  # a category, its good and its defective model inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,38 +44,55 @@ class Depth:
 
 
 def measured_depth(bundle: Bundle, backend: Backend, data: Path | None) -> Depth:
-    """On test frames of a folder, else on the bundle's parity frames, else the deepest plan's."""
+    """On test frames of a folder; else on frames drawn for a bundle of simulated parts; else on the
+    bundle's parity frames; else the deepest plan's.
+    """
     if data is not None:
-        return _on_test_frames(bundle, backend, data)
+        return _weighed(bundle, backend, _test_frames(bundle, data), "test frames")
+    if bundle.manifest.categories and set(bundle.manifest.categories) <= set(PARTS):
+        return _weighed(bundle, backend, _drawn_frames(bundle), "simulated frames")
     if has_frames(bundle):
         return _on_parity_frames(bundle, backend)
     calls = len(bundle.manifest.plans[deepest_plan(bundle)].levels)
     return Depth(calls, "deepest plan: there are no frames to measure on; give --data")
 
 
-def _on_test_frames(bundle: Bundle, backend: Backend, data: Path) -> Depth:
+def _weighed(bundle: Bundle, backend: Backend, kinds: Iterable[Kinds], told: str) -> Depth:
     """Good and defective frames nine to one: each kind's mean by its share, then over categories.
 
     Weighing the means instead of thinning out the frames uses every frame there is.
     """
-    known = [name for name in named_categories(data) if name in bundle.manifest.categories]
-    if not known:
-        raise BadData(f"{data} has no category that bundle {bundle.folder} was trained on")
     calls, ranks, counts = [], [], np.zeros(2, np.int64)
-    for name in known:
-        kinds = [
-            _findings(bundle, backend, name, images) for images in _test_images(bundle, data, name)
-        ]
-        good, defective = kinds
+    for category, *images in kinds:
+        good, defective = (_findings(bundle, backend, category, kind) for kind in images)
         calls.append(GOOD_SHARE * _calls(good) + (1 - GOOD_SHARE) * _calls(defective))
         ranks.append(_image_auroc(bundle, backend, good, defective))
         counts += [len(good), len(defective)]
-    known_ranks = [rank for rank in ranks if rank is not None]
+    known = [rank for rank in ranks if rank is not None]
     return Depth(
         calls=float(np.mean(calls)),
-        told=f"{counts[0]} good and {counts[1]} defective test frames, weighed 9:1",
-        image_auroc=float(np.mean(known_ranks)) if len(known_ranks) == len(ranks) else None,
+        told=f"{counts[0]} good and {counts[1]} defective {told}, weighed 9:1",
+        image_auroc=float(np.mean(known)) if len(known) == len(ranks) else None,
     )
+
+
+def _drawn_frames(bundle: Bundle) -> Iterator[Kinds]:
+    """Simulated parts that no training drew; severities as on the simulated line."""
+    rng, size = np.random.default_rng(SEED), bundle.manifest.image_size
+    for part in bundle.manifest.categories:
+        seen = [render(part, SEED, index) for index in range(DRAWN)]
+        seen += [
+            render(
+                part,
+                SEED,
+                DRAWN + index,
+                defect=defects(part)[index % len(defects(part))],
+                severity=float(rng.uniform(LEAST_SEVERITY, 1)),
+            )
+            for index in range(DRAWN)
+        ]
+        inputs = [to_model_input(one.image, size) for one in seen]
+        yield part, inputs[:DRAWN], inputs[DRAWN:]
 
 
 def _on_parity_frames(bundle: Bundle, backend: Backend) -> Depth:
@@ -92,16 +113,24 @@ def _on_parity_frames(bundle: Bundle, backend: Backend) -> Depth:
     return Depth(_calls(found), told)
 
 
-def _test_images(bundle: Bundle, data: Path, category: str) -> list[list[UInt8]]:
-    """Model inputs of good and of defective test frames; BadData where one kind is missing."""
-    items = test_items(data, category)
-    kinds = [[item for item in items if item.is_good is good] for good in (True, False)]
-    if not all(kinds):
-        raise BadData(f"{data}/{category}/test needs good and defective frames to bench on")
+def _test_frames(bundle: Bundle, data: Path) -> Iterator[Kinds]:
+    """Categories that the bundle knows; BadData where there is none, or one kind is missing."""
+    known = [name for name in named_categories(data) if name in bundle.manifest.categories]
+    if not known:
+        raise BadData(f"{data} has no category that bundle {bundle.folder} was trained on")
+    for name in known:
+        items = test_items(data, name)
+        good, defective = (
+            [item for item in items if item.is_good is kind] for kind in (True, False)
+        )
+        if not good or not defective:
+            raise BadData(f"{data}/{name}/test needs good and defective frames to bench on")
+        yield name, _loaded(good, bundle), _loaded(defective, bundle)
+
+
+def _loaded(items: Sequence[Item], bundle: Bundle) -> list[UInt8]:
     size = bundle.manifest.image_size
-    return [
-        [load_model_input(item, size) for item in kind[evenly(len(kind), FRAMES)]] for kind in kinds
-    ]
+    return [load_model_input(item, size) for item in items[evenly(len(items), FRAMES)]]
 
 
 def _findings(

@@ -59,7 +59,7 @@ class Counting:
 def bundle_of(*depths: int) -> Bundle:
     """A bundle of which only sizes and plans are asked."""
     plans = tuple(SimpleNamespace(levels=tuple(range(depth))) for depth in depths)
-    manifest = SimpleNamespace(image_size=(16, 16), plans=plans, files={})
+    manifest = SimpleNamespace(image_size=(16, 16), plans=plans, files={}, categories=("bolt",))
     return cast("Bundle", SimpleNamespace(manifest=manifest, folder=Path("none")))
 
 
@@ -125,6 +125,19 @@ def test_depth_and_accuracy_come_from_the_same_test_frames(tmp_path: Path) -> No
 
 
 @needs_demo
+def test_a_bundle_of_simulated_parts_is_measured_on_drawn_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every part, good and defective, without a folder."""
+    monkeypatch.setattr("pipeline.bench.depth.DRAWN", 1)
+    bundle = open_bundle(DEMO)
+    with open_backend(bundle, "openvino", "f32", capacity=8) as backend:
+        depth = measured_depth(bundle, backend, None)
+    assert depth.told == "3 good and 3 defective simulated frames, weighed 9:1"
+    assert depth.image_auroc is not None
+
+
+@needs_demo
 def test_frames_of_other_parts_are_refused(tmp_path: Path) -> None:
     """A depth on parts that the bundle never saw would be no figure of it."""
     _save(np.zeros((8, 8, 3), np.uint8), tmp_path / "bolt" / "test" / "good" / "0.png")
@@ -144,8 +157,11 @@ def _save(image: np.ndarray, path: Path) -> None:
 
 
 @needs_demo
-def test_the_engine_bench_covers_rivals_graphs_and_the_peak() -> None:
+def test_the_engine_bench_covers_rivals_graphs_and_the_peak(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Headlines by their stable names first, then each graph, batch and precision."""
+    monkeypatch.setattr("pipeline.bench.depth.DRAWN", 1)
     pytest.importorskip("torch", reason="the extra 'train' is not installed")
     report = bench_engine(DEMO, rounds=1, batches=(1,), precisions=("f32",), peak_side=128)
     names = [one.name for one in report.results]
