@@ -70,8 +70,9 @@ class BatchedBackend(ABC):
         parts = self._batches(slots)
         return _joined([self._guarded("finish", self._finish, slots[p]) for p in parts])
 
-    def warm_up(self) -> None:  # noqa: B027 - eager code has nothing to warm
-        """Run every bucket of every graph once, where that saves time later; keeps all rows."""
+    def rehearse(self, graph: GraphName, size: int) -> bool:  # noqa: ARG002 - for runtimes to use
+        """Run one bucket of a graph on what its buffers hold; False where nothing is warmed so."""
+        return False
 
     def close(self) -> None:  # noqa: B027 - a runtime may hold nothing
         """Release the runtime."""

@@ -69,12 +69,10 @@ class OpenVinoBackend(BatchedBackend):
             compiled = _compiled(core, folder / f"{name}.onnx", settings)
             self._graphs[name] = _Graph(compiled, spec.graphs[name], name)
 
-    def warm_up(self) -> None:
-        """Run every bucket of every graph once; state rows stay as they are."""
-        largest = bucket_of(min(self.capacity, BUCKETS[-1]))
-        for graph in self._graphs.values():
-            for size in BUCKETS[: BUCKETS.index(largest) + 1]:
-                self._guarded(graph.name, graph.run, size)
+    def rehearse(self, graph: GraphName, size: int) -> bool:
+        """Run one bucket of a graph on what its buffers hold; state rows stay as they are."""
+        self._guarded(graph, self._graphs[graph].run, size)
+        return True
 
     def close(self) -> None:
         """Release the compiled graphs and the rows."""

@@ -28,7 +28,6 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 CALIBRATION = "calibration.json"
 WEIGHTS = "weights.safetensors"
-GRAPHS: tuple[str, ...] = ("start", "step", "finish")
 MAX_BYTES = 8 << 30  # of an unpacked bundle
 DAMAGED_ZIP = (
     zipfile.BadZipFile,
@@ -40,6 +39,7 @@ DAMAGED_ZIP = (
 )
 
 GraphName = Literal["start", "step", "finish"]
+GRAPHS: tuple[GraphName, ...] = ("start", "step", "finish")
 
 
 class TensorSpec(BaseModel):

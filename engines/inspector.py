@@ -1,9 +1,9 @@
 """Parts in, findings out: rows in flight over slots, in-flight batching of denoise steps.
 
-One tick starts the newly admitted, steps the oldest in flight, and finishes the done; a row that is
-finished leaves at once and a new one joins at the next tick. If a batch raises, its rows are tried
-alone, and a row that fails alone becomes a finding without evidence; if every row fails alone it is
-the engine that is broken.
+One turn is one call of one graph, as the scheduler decides; a row that is finished leaves at once
+and a new one joins at the next turn. If a batch raises, its rows are tried alone, and a row that
+fails alone becomes a finding without evidence; if every row fails alone it is the engine that is
+broken.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from engines.contracts import (
     UInt8,
 )
 from engines.images import image_seed
-from engines.scheduler import Job, advance, begin, choose, finished
+from engines.jobs import Job
+from engines.scheduler import Policy, Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from engines.bundle import GraphName
     from engines.contracts import Backend
 
 Answer = TypeVar("Answer", Progress, Evidence)
@@ -46,18 +48,31 @@ class Part:
     category: str  # the name that calibrations are keyed by
     image: UInt8  # [h, w, 3] model input
     plan: int = ADAPTIVE
-    deadline_ns: int = 0
+    deadline_ns: int = 0  # 0 = none
+    camera: str = ""
 
 
 class Inspector:
-    """Keeps up to ``backend.capacity`` frames in flight; not thread-safe, as a backend is not."""
+    """Keeps up to ``backend.capacity`` frames in flight; not thread-safe, as a backend is not.
 
-    def __init__(self, backend: Backend, batch_max: int = 16) -> None:
+    ``clock`` gives nanoseconds of the deadlines' clock. Without one nothing is ever late, and what
+    calls cost is not learned.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        batch_max: int = 16,
+        *,
+        scheduler: Scheduler | None = None,
+        clock: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._backend = backend
-        self._batch_max = batch_max
+        self._scheduler = Scheduler(Policy(batch_max)) if scheduler is None else scheduler
+        self._clock = clock
         self._free = deque(range(backend.capacity))
-        self._waiting: deque[tuple[Part, Job]] = deque()
-        self._jobs: dict[int, Job] = {}  # slot -> job, in order of admission
+        self._parts: dict[int, Part] = {}  # slot -> part that waits to start
+        self._until_ns = math.inf  # when the last turn wants the next, unless parts arrive
 
     @property
     def free_slots(self) -> int:
@@ -67,20 +82,38 @@ class Inspector:
     @property
     def in_flight(self) -> int:
         """Parts admitted and not finished."""
-        return len(self._waiting) + len(self._jobs)
+        return self._scheduler.in_flight
+
+    @property
+    def patience_s(self) -> float:
+        """How long there is nothing to do unless parts arrive."""
+        if not self.in_flight:
+            return math.inf
+        return max(0.0, (self._until_ns - self._clock()) / 1e9)
 
     def admit(self, parts: Iterable[Part]) -> None:
         """Give each part a slot; raises IndexError beyond ``free_slots``."""
+        now_ns = self._clock()
         for part in parts:
             slot = self._free.popleft()
-            job = Job(part.frame_id, part.category, slot, part.deadline_ns)
-            self._waiting.append((part, job))
+            self._parts[slot] = part
+            self._scheduler.add(_job(part, slot, now_ns))
 
     def step(self) -> list[Finding]:
-        """One tick: start the new, step those in flight, finish the done."""
-        failures = self._start_waiting()
-        failures += self._step_chosen()
-        return failures + self._finish_done()
+        """One turn: one call of one graph, or parts given up because nothing could save them."""
+        turn = self._scheduler.next(self._clock())
+        self._until_ns = turn.until_ns if turn.kind == "wait" else -math.inf
+        match turn.kind:
+            case "start":
+                return self._attempt(turn.jobs, self._start, self._scheduler.started)
+            case "step":
+                return self._attempt(turn.jobs, self._step, self._scheduler.stepped)
+            case "finish":
+                return self._finished(turn.jobs)
+            case "drop":
+                return [self._given_up(job, Reason.DEADLINE) for job in turn.jobs]
+            case "wait":
+                return []
 
     def drain(self) -> list[Finding]:
         """Finish everything in flight, admitting nothing."""
@@ -89,46 +122,37 @@ class Inspector:
             findings += self.step()
         return findings
 
-    def _start_waiting(self) -> list[Finding]:
-        fresh = list(islice(self._waiting, self._batch_max))
-        parts = {job.slot: part for part, job in fresh}
+    def _start(self, jobs: Sequence[Job]) -> Progress:
+        rows = _rows(jobs, [self._parts[job.slot] for job in jobs])
+        slots = [job.slot for job in jobs]
+        progress = self._timed("start", slots, lambda: self._backend.start(rows, slots))
+        for slot in slots:
+            del self._parts[slot]
+        return progress
 
-        def start(jobs: Sequence[Job]) -> Progress:
-            rows = _rows([parts[job.slot] for job in jobs])
-            return self._backend.start(rows, [job.slot for job in jobs])
+    def _step(self, jobs: Sequence[Job]) -> Progress:
+        slots = [job.slot for job in jobs]
+        return self._timed("step", slots, lambda: self._backend.step(slots))
 
-        def join(jobs: Sequence[Job], progress: Progress) -> None:
-            begin(jobs, progress)
-            self._jobs |= {job.slot: job for job in jobs}
+    def _finish(self, jobs: Sequence[Job]) -> Evidence:
+        slots = [job.slot for job in jobs]
+        return self._timed("finish", slots, lambda: self._backend.finish(slots))
 
-        failures = self._attempt([job for _, job in fresh], start, join)
-        for _ in fresh:  # only now: a job that never began must not look finished after a fault
-            self._waiting.popleft()
-        return failures
+    def _timed(self, graph: GraphName, slots: Sequence[int], call: Callable[[], Answer]) -> Answer:
+        began_ns = self._clock()
+        answer = call()
+        self._scheduler.costs.note(graph, len(slots), self._clock() - began_ns)
+        return answer
 
-    def _step_chosen(self) -> list[Finding]:
-        def step(jobs: Sequence[Job]) -> Progress:
-            return self._backend.step([job.slot for job in jobs])
-
-        return self._attempt(choose(self._jobs.values(), self._batch_max), step, advance)
-
-    def _finish_done(self) -> list[Finding]:
+    def _finished(self, jobs: Sequence[Job]) -> list[Finding]:
         findings: list[Finding] = []
 
-        def finish(jobs: Sequence[Job]) -> Evidence:
-            return self._backend.finish([job.slot for job in jobs])
-
-        def leave(jobs: Sequence[Job], evidence: Evidence) -> None:
-            for row, job in enumerate(jobs):
+        def leave(done: Sequence[Job], evidence: Evidence) -> None:
+            for row, job in enumerate(done):
                 findings.append(_finding(job, evidence, row))
                 self._release(job)
 
-        done = finished(self._jobs.values())
-        failures = [
-            failure
-            for first in range(0, len(done), self._batch_max)
-            for failure in self._attempt(done[first : first + self._batch_max], finish, leave)
-        ]
+        failures = self._attempt(jobs, self._finish, leave)
         return findings + failures
 
     def _attempt(
@@ -161,12 +185,15 @@ class Inspector:
                 fault = error
         if len(failed) == len(jobs):
             raise fault
-        for job in failed:
-            self._release(job)
-        return [_failure(job) for job in failed]
+        return [self._given_up(job, Reason.BAD_FRAME) for job in failed]
+
+    def _given_up(self, job: Job, reason: Reason) -> Finding:
+        self._release(job)
+        return _without_evidence(job, reason)
 
     def _release(self, job: Job) -> None:
-        self._jobs.pop(job.slot, None)  # a row that failed to start is not there yet
+        self._scheduler.leave(job)
+        self._parts.pop(job.slot, None)  # of a row that never started
         self._free.append(job.slot)
 
 
@@ -181,12 +208,24 @@ def inspect_all(inspector: Inspector, parts: Iterable[Part]) -> Iterator[Finding
         yield from inspector.step()
 
 
-def _rows(parts: Sequence[Part]) -> Rows:
+def _job(part: Part, slot: int, now_ns: int) -> Job:
+    return Job(
+        part.frame_id,
+        part.category,
+        slot,
+        part.deadline_ns,
+        camera=part.camera,
+        asked=part.plan,
+        arrived_ns=now_ns,
+    )
+
+
+def _rows(jobs: Sequence[Job], parts: Sequence[Part]) -> Rows:
     return Rows(
         image=np.stack([part.image for part in parts]),
         category=np.array([part.category_id for part in parts], np.int64),
         seed=np.array([image_seed(part.image) for part in parts], np.int64),
-        plan=np.array([part.plan for part in parts], np.int32),
+        plan=np.array([job.request for job in jobs], np.int32),
     )
 
 
@@ -205,7 +244,7 @@ def _finding(job: Job, evidence: Evidence, row: int) -> Finding:
     )
 
 
-def _failure(job: Job) -> Finding:
+def _without_evidence(job: Job, reason: Reason) -> Finding:
     return Finding(
         frame_id=job.frame_id,
         category=job.category,
@@ -215,5 +254,5 @@ def _failure(job: Job) -> Finding:
         level=job.level,
         steps=job.steps,
         steps_planned=job.steps_planned,
-        reason=Reason.BAD_FRAME,
+        reason=reason,
     )

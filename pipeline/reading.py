@@ -94,14 +94,14 @@ class FrameReader:
         with self._changed:
             return not self._stop.is_set() or self._is_reading or bool(self._ready)
 
-    def take(self, free_slots: int, idle: bool) -> list[Part]:
-        """At most ``free_slots`` parts; an ``idle`` loop waits a moment for the first one."""
+    def take(self, free_slots: int, patience_s: float) -> list[Part]:
+        """At most ``free_slots`` parts; a loop with patience waits a moment for the first one."""
         self._lane.check()
         with self._changed:
             self._room = free_slots - len(self._ready)
             self._changed.notify_all()
-            if idle and not self._ready:
-                self._changed.wait(IDLE_S)
+            if patience_s > 0 and not self._ready:
+                self._changed.wait(min(IDLE_S, patience_s))
             return [self._ready.popleft() for _ in range(min(free_slots, len(self._ready)))]
 
     def beat(self) -> None:
@@ -245,6 +245,7 @@ class FrameReader:
             image=entry.image,
             plan=self._settings.plan if entry.plan < 0 else entry.plan,
             deadline_ns=entry.deadline_ns,
+            camera=entry.camera,
         )
 
 

@@ -16,11 +16,15 @@ from contextlib import closing
 from engines.backend import open_backend
 from engines.bundle import Bundle, open_bundle
 from engines.contracts import BadBundle
+from engines.costs import measure_costs
+from engines.depths import Depths
 from engines.inspector import Inspector
-from pipeline.config import LineSettings
+from engines.scheduler import Policy, Scheduler
+from pipeline.config import LineSettings, WorkerSettings
 from pipeline.judging import Judge, categories_needed
 from pipeline.pulse import Pulse
 from pipeline.reading import ROLE, FrameReader
+from pipeline.shared import FrameRings
 from pipeline.stream import open_stream
 from pipeline.telemetry import reporting
 from pipeline.writing import VerdictWriter
@@ -56,22 +60,34 @@ def run_worker(settings: LineSettings, stop: threading.Event) -> None:
             bundle=bundle,
             settings=chosen,
             stop=stop,
+            fetch=FrameRings(settings.run_dir, settings.shared_cameras).fetch,
         ) as frames,
         VerdictWriter(
             stream, frames, _judge(settings, bundle, backend.key), consumer, chosen.slots
         ) as verdicts,
     ):
-        backend.warm_up()
-        inspect(frames, Inspector(backend, chosen.batch_max), verdicts)
+        scheduler = Scheduler(
+            policy_of(chosen), measure_costs(backend, stream.now_ns), Depths.of(bundle.manifest)
+        )
+        inspect(frames, Inspector(backend, scheduler=scheduler, clock=stream.now_ns), verdicts)
 
 
 def inspect(frames: FrameReader, inspector: Inspector, verdicts: VerdictWriter) -> None:
     """The main loop, until there is nothing more to come and nothing in flight."""
     while frames.more or inspector.in_flight:
-        inspector.admit(frames.take(inspector.free_slots, idle=not inspector.in_flight))
+        inspector.admit(frames.take(inspector.free_slots, inspector.patience_s))
         for finding in inspector.step():
             verdicts.put(finding)
         frames.beat()
+
+
+def policy_of(settings: WorkerSettings) -> Policy:
+    """What the line's settings say of time, for the scheduler."""
+    return Policy(
+        batch_max=settings.batch_max,
+        margin_ns=settings.margin_ms * 1_000_000,
+        fill_ns=settings.fill_ms * 1_000_000,
+    )
 
 
 def _judge(settings: LineSettings, bundle: Bundle, backend_key: str) -> Judge:

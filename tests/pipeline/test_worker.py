@@ -272,7 +272,7 @@ def test_frames_stay_ours_only_while_the_loop_beats(
         settings=chosen,
         stop=stop,
     ) as frames:
-        wait_for(lambda: frames.take(4, idle=True))
+        wait_for(lambda: frames.take(4, 1.0))
         for _ in range(30):
             frames.beat()
             time.sleep(0.02)

@@ -1,0 +1,136 @@
+"""A timed stub: graphs that only take time, so that scheduling is measured without a model.
+
+A row's depth follows from its seed, its findings from the watermark in its first pixels, so a bench
+can tell whether any two frames were ever mixed up. Time passes on whatever clock it is given: a
+real one by sleeping, a virtual one by being told.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engines.backend import BatchedBackend, bucket_of
+from engines.contracts import ADAPTIVE, EngineFault, Evidence, Progress, Rows, UInt8
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from engines.bundle import GraphName
+
+WATERMARKS = 1 << 24  # numbers that single precision holds exactly
+MARK_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CallCost:
+    """One call takes so long, and so much more for every row of its bucket."""
+
+    call_ns: float
+    row_ns: float
+
+    def of(self, rows: int) -> float:
+        """Nanoseconds of a call with so many rows."""
+        return self.call_ns + self.row_ns * bucket_of(rows)
+
+
+# What a small graphics processor is like: a step costs about as much for sixteen rows as for one.
+COSTS: Mapping[GraphName, CallCost] = {
+    "start": CallCost(1_000_000, 150_000),
+    "step": CallCost(2_000_000, 100_000),
+    "finish": CallCost(300_000, 50_000),
+}
+
+
+class VirtualClock:
+    """Nanoseconds that pass only when told; starts late enough for deadlines to lie behind it."""
+
+    def __init__(self, now_ns: int = 1_000_000_000) -> None:
+        self.now_ns = now_ns
+
+    def __call__(self) -> int:
+        """What time it is."""
+        return self.now_ns
+
+    def spend(self, spent_ns: float) -> None:
+        """Let time pass."""
+        self.now_ns += round(spent_ns)
+
+
+class TimedStub(BatchedBackend):
+    """Rows of known depth and known findings whose calls take ``costs``.
+
+    ``steps``: denoiser calls of each plan; a row asks for plan ``seed % len(steps)``. ``spend`` is
+    told how many nanoseconds a call takes.
+    """
+
+    key = "stub:f32"
+
+    def __init__(
+        self,
+        capacity: int,
+        spend: Callable[[float], None],
+        *,
+        costs: Mapping[GraphName, CallCost] = COSTS,
+        steps: Sequence[int] = (1, 2, 4, 8),
+    ) -> None:
+        super().__init__(capacity)
+        self._spend, self._costs = spend, costs
+        self.calls: Counter[GraphName] = Counter()
+        self._steps = np.array(steps, np.int32)
+        self._mark = np.zeros(capacity, np.int64)
+        self._plan = np.zeros(capacity, np.int32)
+        self._left = np.zeros(capacity, np.int32)
+
+    def cost_ns(self, graph: GraphName, rows: int) -> float:
+        """What one call takes."""
+        return self._costs[graph].of(rows)
+
+    def rehearse(self, graph: GraphName, size: int) -> bool:
+        """Take the time of one call."""
+        self._spend(self.cost_ns(graph, size))
+        return True
+
+    def _call(self, graph: GraphName, rows: int) -> None:
+        self.calls[graph] += 1
+        self.rehearse(graph, rows)
+
+    def _start(self, rows: Rows, slots: list[int]) -> Progress:
+        self._call("start", len(slots))
+        own = rows.seed % len(self._steps)
+        limited = np.where(rows.plan < ADAPTIVE, np.minimum(own, -2 - rows.plan), own)
+        self._plan[slots] = np.where(rows.plan >= 0, rows.plan, limited)
+        self._left[slots] = self._steps[self._plan[slots]]
+        self._mark[slots] = [read_watermark(image) for image in rows.image]
+        return self._progress(slots)
+
+    def _step(self, slots: list[int]) -> Progress:
+        self._call("step", len(slots))
+        if (self._left[slots] < 1).any():
+            raise EngineFault("a row without a step left was stepped")
+        self._left[slots] -= 1
+        return self._progress(slots)
+
+    def _finish(self, slots: list[int]) -> Evidence:
+        self._call("finish", len(slots))
+        score = self._mark[slots].astype(np.float32)
+        return Evidence(np.repeat(score, 4).reshape(-1, 2, 2), score)
+
+    def _progress(self, slots: list[int]) -> Progress:
+        level = self._left[slots].copy()
+        return Progress(level.copy(), self._plan[slots].copy(), level)
+
+
+def watermarked(number: int, size: tuple[int, int] = (2, 2)) -> UInt8:
+    """An image [h, w, 3] that carries a number below ``WATERMARKS``."""
+    image = np.zeros((*size, 3), np.uint8)
+    image.reshape(-1)[:MARK_BYTES] = np.frombuffer(number.to_bytes(MARK_BYTES, "little"), np.uint8)
+    return image
+
+
+def read_watermark(image: UInt8) -> int:
+    """The number that an image carries."""
+    return int.from_bytes(image.reshape(-1)[:MARK_BYTES].tobytes(), "little")

@@ -1,0 +1,97 @@
+"""What one call of a graph costs on this machine, by graph and batch size: measured, kept fresh.
+
+Each cost is a running mean and a running deviation, as TCP keeps them for its round trips (RFC
+6298): the mean says what a machine gets done, mean plus twice the deviation what one may rely on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engines.backend import BUCKETS, bucket_of
+from engines.bundle import GRAPHS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engines.backend import BatchedBackend
+    from engines.bundle import GraphName
+
+WEIGHT = 0.1  # of the newest call
+NEARLY = 1.05  # times the best cost of a row: as good as the best
+DEVIATIONS = 2.0
+REHEARSALS = 3
+
+
+class CostTable:
+    """Nanoseconds of one call, by graph and bucket; 0 for what was never seen."""
+
+    def __init__(self) -> None:
+        self._means: dict[tuple[GraphName, int], float] = {}
+        self._deviations: dict[tuple[GraphName, int], float] = {}
+        self._sizes: dict[tuple[GraphName, int], int] = {}  # answers of ``rows_of``
+
+    def note(self, graph: GraphName, rows: int, took_ns: float) -> None:
+        """Learn of one call; a clock that was set back teaches nothing."""
+        if took_ns <= 0:
+            return
+        key = (graph, bucket_of(rows))
+        self._sizes.clear()
+        known = self._means.get(key)
+        if known is None:
+            self._means[key], self._deviations[key] = took_ns, 0.0
+            return
+        off = took_ns - known
+        self._means[key] += WEIGHT * off
+        self._deviations[key] += WEIGHT * (abs(off) - self._deviations[key])
+
+    def call_ns(self, graph: GraphName, rows: int) -> float:
+        """Mean time of one call with so many rows."""
+        return self._means.get((graph, bucket_of(rows)), 0.0)
+
+    def sure_ns(self, graph: GraphName, rows: int) -> float:
+        """A time that a call seldom exceeds."""
+        key = (graph, bucket_of(rows))
+        return self._means.get(key, 0.0) + DEVIATIONS * self._deviations.get(key, 0.0)
+
+    def row_ns(self, graph: GraphName, rows: int) -> float:
+        """Mean time of one row in a call with so many."""
+        return self.call_ns(graph, rows) / rows
+
+    def rows_of(self, graph: GraphName, at_hand: int) -> int:
+        """How many of the rows at hand share a call: the fewest that get nearly most done.
+
+        Where a batch costs what its rows would cost one by one, the most urgent go alone and are
+        back sooner; nothing would be gained by waiting for the others.
+        """
+        if at_hand < 2 or not self.call_ns(graph, at_hand):
+            return at_hand
+        if (known := self._sizes.get((graph, at_hand))) is None:
+            counts = [*(size for size in BUCKETS if size < at_hand), at_hand]
+            enough_ns = min(self.row_ns(graph, count) for count in counts) * NEARLY
+            known = next(count for count in counts if self.row_ns(graph, count) <= enough_ns)
+            self._sizes[graph, at_hand] = known
+        return known
+
+    def as_ms(self) -> dict[str, float]:
+        """Mean milliseconds by "<graph>.<bucket>", for people and reports."""
+        return {f"{graph}.{size}": ns / 1e6 for (graph, size), ns in sorted(self._means.items())}
+
+
+def measure_costs(backend: BatchedBackend, clock: Callable[[], int]) -> CostTable:
+    """Run every bucket of every graph a few times; rows keep what they hold.
+
+    The best of them counts: a first call compiles, and calls that are disturbed teach themselves
+    soon enough. ``clock`` gives nanoseconds.
+    """
+    costs = CostTable()
+    for graph in GRAPHS:
+        for size in BUCKETS[: BUCKETS.index(bucket_of(min(backend.capacity, BUCKETS[-1]))) + 1]:
+            took = []
+            for _ in range(REHEARSALS):
+                began = clock()
+                if not backend.rehearse(graph, size):
+                    return costs
+                took.append(clock() - began)
+            costs.note(graph, size, min(took))
+    return costs
