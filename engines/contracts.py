@@ -46,6 +46,7 @@ class Reason(StrEnum):
     BAD_FRAME = "bad_frame"
     NO_EVIDENCE = "no_evidence"
     ENGINE_FAULT = "engine_fault"
+    TRANSPORT = "transport"
     TRANSPORT_RESTART = "transport_restart"
     CAMERA_FAULT = "camera_fault"
     SHUTDOWN = "shutdown"

@@ -8,6 +8,7 @@ single values: ``ASSAYLINE_REDIS__URL``, ``ASSAYLINE_WORKER__BACKEND``. Nobody e
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -72,6 +73,12 @@ class RedisSettings(Settings):
         """Whether this line starts a server of its own."""
         return self.url == EMBEDDED
 
+    @property
+    def on_this_host(self) -> bool:
+        """Whether the address names this machine, which alone says that all roles run on it."""
+        parts = urlsplit(self.url)
+        return self.embedded or parts.scheme == "unix" or _is_loopback(parts.hostname or "")
+
     def address(self) -> str:
         """The URL to connect to, password included; never print it."""
         if self.password is None:
@@ -80,6 +87,13 @@ class RedisSettings(Settings):
         user, _, host = parts.netloc.rpartition("@")
         secret = quote(self.password.get_secret_value(), safe="")
         return urlunsplit(parts._replace(netloc=f"{user}:{secret}@{host}"))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _gate_of(values: dict[str, Any]) -> int:
@@ -110,6 +124,8 @@ class CameraSettings(Settings):
     lot: str = ""
     crop: tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt] | None = None  # x y w h
     credits: PositiveInt = 32  # frames of this camera admitted and unanswered, at most
+    transport: Literal["inline", "shared"] = "inline"  # of model inputs; shared = memory of a host
+    originals_bytes: NonNegativeInt = 0  # memory for full exposures, of which rejects are archived
     overrun: Literal["reject", "wait"] = Field(
         default_factory=lambda values: "wait" if _unhurried(values["source"]) else "reject"
     )
@@ -248,10 +264,28 @@ class LineSettings(BaseSettings):
             raise ValueError(f"two cameras are called {min(twice)}; give each its own name")
         return self
 
+    @model_validator(mode="after")
+    def _share_memory_on_one_host(self) -> Self:
+        for camera in self.cameras:
+            wanted = "transport: shared" if camera.transport == "shared" else "originals_bytes"
+            if (camera.transport == "shared" or camera.originals_bytes) and not (
+                self.redis.on_this_host
+            ):
+                raise ValueError(
+                    f"camera {camera.name} asks for {wanted}, which needs all roles on one host, "
+                    "but redis.url names another; leave it out, or use a Redis on this host"
+                )
+        return self
+
     @property
     def camera_names(self) -> tuple[str, ...]:
         """Names of the cameras, in the order of the file."""
         return tuple(camera.name for camera in self.cameras)
+
+    @property
+    def shared_cameras(self) -> tuple[str, ...]:
+        """Names of the cameras whose model inputs travel by shared memory."""
+        return tuple(camera.name for camera in self.cameras if camera.transport == "shared")
 
     def camera(self, name: str) -> CameraSettings:
         """One camera by its name; BadConfig where the line has none of that name."""

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from engines.contracts import BadFrame, Frame, Reason, StreamLost, UInt8
 from engines.images import to_model_input
 from pipeline.config import CameraSettings, LineSettings
 from pipeline.journal import Journal, journal_path
+from pipeline.originals import Originals
 from pipeline.recording import Recorder
+from pipeline.shared import FRAMES, ORIGINALS, FrameRing, remove, shared_path
 from pipeline.sources import BadExposure, open_source
 from pipeline.sources.source import Exposure
 from pipeline.stream import Stream, open_stream
@@ -54,7 +56,9 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
         Journal(journal_path(settings.run_dir, camera)) as journal,
         open_source(chosen.source, camera) as source,
     ):
-        intake = Intake(stream, journal, chosen, size)
+        ring = stack.enter_context(_ring(settings.run_dir, chosen, size))
+        originals = stack.enter_context(_originals(settings.run_dir, chosen))
+        intake = Intake(stream, journal, chosen, size, ring=ring, originals=originals)
         keep = stack.enter_context(_recording(settings.recording, chosen))
         try:
             for exposure in source.frames(stop):
@@ -63,6 +67,25 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
                 intake.wait_for_room(stop)
         finally:
             intake.finish(stop)
+
+
+def _ring(
+    run_dir: Path, camera: CameraSettings, size: tuple[int, int]
+) -> AbstractContextManager[FrameRing | None]:
+    """The ring of a camera that sends by shared memory; of any other what was left is removed."""
+    path = shared_path(run_dir, camera.name, FRAMES)
+    if camera.transport == "shared":
+        return FrameRing(path, camera.credits, size[0] * size[1] * 3)
+    remove(path)
+    return nullcontext()
+
+
+def _originals(run_dir: Path, camera: CameraSettings) -> AbstractContextManager[Originals | None]:
+    """The originals of a camera that keeps them; of any other what was left is removed."""
+    if camera.originals_bytes:
+        return Originals(run_dir, camera.name, camera.originals_bytes)
+    remove(shared_path(run_dir, camera.name, ORIGINALS))
+    return nullcontext()
 
 
 @contextmanager
@@ -103,12 +126,21 @@ class Intake:
     """Turns the exposures of one camera into admitted or answered frames."""
 
     def __init__(
-        self, stream: Stream, journal: Journal, camera: CameraSettings, size: tuple[int, int]
+        self,
+        stream: Stream,
+        journal: Journal,
+        camera: CameraSettings,
+        size: tuple[int, int],
+        *,
+        ring: FrameRing | None = None,
+        originals: Originals | None = None,
     ) -> None:
         self._stream = stream
         self._journal = journal
         self._camera = camera
         self._size = size  # (h, w) of the model input
+        self._ring = ring  # None: images travel inline
+        self._originals = originals
         self._epoch = 0
         self._counter = 0
         self._credits = 0
@@ -125,6 +157,8 @@ class Intake:
         head = head_of(frame) if isinstance(frame, FrameEntry) else frame
         self._journal.add(head)
         self._waits = True
+        if self._originals and not isinstance(exposure, BadExposure):
+            self._originals.keep(head.frame_id, exposure.image)
         try:
             self._connect()
             self._send(frame, head)
@@ -233,10 +267,17 @@ class Intake:
             self._refuse(head, Reason.BAD_FRAME)
         elif not self._has_credit():
             self._refuse(head, Reason.OVERRUN)
+        elif self._ring is None:
+            self._admit(frame)
+        elif slot := self._ring.put(frame.frame_id, frame.image):
+            self._admit(frame, slot)
         else:
-            self._stream.admit(frame, begun=True)
-            self._credits -= 1
-            facts.count("frames_captured_total", camera=head.camera)
+            self._refuse(head, Reason.OVERRUN)
+
+    def _admit(self, frame: FrameEntry, slot: bytes = b"") -> None:
+        self._stream.admit(frame, begun=True, slot=slot)
+        self._credits -= 1
+        facts.count("frames_captured_total", camera=frame.camera)
 
     def _refuse(self, head: FrameHead, reason: Reason) -> None:
         self._stream.refuse(undecided(head, reason, self._stream.now_ns()), begun=True)
@@ -245,8 +286,17 @@ class Intake:
     def _has_credit(self) -> bool:
         """Whether one more frame may be open; asks the server only when the last answer is used."""
         if self._credits <= 0:
-            self._credits = self._stream.credits(self._camera.name, self._camera.credits)
+            self._credits = self._ask_credits()
         return self._credits > 0
+
+    def _ask_credits(self) -> int:
+        """Ask how many more frames may be open; with a ring, which ones are, too."""
+        name, budget = self._camera.name, self._camera.credits
+        if self._ring is None:
+            return self._stream.credits(name, budget)
+        open_ids = self._stream.open_ids(name)
+        self._ring.release_all_but(open_ids)
+        return budget - len(open_ids)
 
     def _must_wait(self) -> bool:
         if self._failures:

@@ -22,9 +22,10 @@ from engines.inspector import Part
 from pipeline.config import WorkerSettings
 from pipeline.lanes import Lane
 from pipeline.pulse import Pulse
+from pipeline.shared import LostImage
 from pipeline.stream import Delivery, Stream
 from pipeline.telemetry import facts
-from pipeline.wire import FrameEntry, FrameHead, entry_from, undecided
+from pipeline.wire import Fetch, FrameEntry, FrameHead, entry_from, undecided
 
 ROLE = "inspect"
 BLOCK_MS = 20  # longest wait for new frames, so that renewal is never late
@@ -54,6 +55,7 @@ class FrameReader:
         bundle: Bundle,
         settings: WorkerSettings,
         stop: threading.Event,
+        fetch: Fetch | None = None,
     ) -> None:
         self._stream = stream
         self._cameras = cameras
@@ -62,6 +64,7 @@ class FrameReader:
         self._bundle = bundle
         self._settings = settings
         self._stop = stop
+        self._fetch = fetch  # of images in shared memory
         self._changed = threading.Condition()
         self._ready: deque[Part] = deque()
         self._held: dict[str, Held] = {}  # frame_id -> what must be answered and renewed
@@ -193,6 +196,9 @@ class FrameReader:
         except BadFrame as error:
             self._set_aside(delivery, error)
             return
+        except LostImage as error:
+            self._give_up(delivery, error)
+            return
         now_ns = self._stream.now_ns()
         if entry.deadline_ns <= now_ns:
             self._stream.answer(delivery, self._consumer, undecided(entry, Reason.DEADLINE, now_ns))
@@ -207,7 +213,7 @@ class FrameReader:
         """The entry of a delivery; BadFrame where it is none, or has failed too often."""
         if delivery.deliveries > self._settings.deliveries_max:
             raise BadFrame(f"{delivery.frame_id} was given up by {delivery.deliveries - 1} workers")
-        entry = entry_from(delivery.fields)
+        entry = entry_from(delivery.fields, self._fetch)
         if entry.frame_id != delivery.frame_id:
             raise BadFrame(f"the entry of {delivery.frame_id} calls itself {entry.frame_id}")
         if entry.image.shape[:2] != self._bundle.manifest.image_size:
@@ -223,10 +229,15 @@ class FrameReader:
     def _set_aside(self, delivery: Delivery, error: BadFrame) -> None:
         facts.count("frames_quarantined_total", camera=delivery.camera)
         facts.event("quarantined", level="warning", frame_id=delivery.frame_id, sentence=str(error))
-        verdict = self._verdict_on_bad(delivery)
+        verdict = self._verdict_on_bad(delivery, Reason.BAD_FRAME)
         self._stream.quarantine(delivery, self._consumer, verdict)
 
-    def _verdict_on_bad(self, delivery: Delivery) -> Verdict:
+    def _give_up(self, delivery: Delivery, error: LostImage) -> None:
+        facts.event("image_lost", level="warning", sentence=str(error))
+        verdict = self._verdict_on_bad(delivery, Reason.TRANSPORT)
+        self._stream.answer(delivery, self._consumer, verdict)
+
+    def _verdict_on_bad(self, delivery: Delivery, reason: Reason) -> Verdict:
         """UNDECIDED with what admission knew about the part, however damaged its entry is."""
         now_ns = self._stream.now_ns()
         head = self._stream.open_frame(delivery.frame_id) or FrameHead(
@@ -235,7 +246,7 @@ class FrameReader:
             captured_ns=now_ns,
             deadline_ns=now_ns,
         )
-        return undecided(head, Reason.BAD_FRAME, now_ns)
+        return undecided(head, reason, now_ns)
 
     def _part(self, entry: FrameEntry) -> Part:
         return Part(

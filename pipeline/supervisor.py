@@ -20,6 +20,7 @@ from pipeline.crew import Crew
 from pipeline.journal import Journal, journal_path
 from pipeline.pulse import Pulse
 from pipeline.server import embedded_server
+from pipeline.shared import remove_shared
 from pipeline.stream import Ledger, open_stream
 from pipeline.telemetry import facts, serve_metrics
 
@@ -50,6 +51,7 @@ def run_line(
             server = stack.enter_context(line_server(settings, server))
         stream = stack.enter_context(open_stream(server.url, settings.redis.namespace))
         pulse = stack.enter_context(closing(Pulse(server.url, settings.redis.namespace)))
+        stack.callback(remove_shared, settings.run_dir)
         crew = Crew(line.resolve(), settings.run_dir, _environment(settings, server))
         stack.callback(crew.kill)
         try:

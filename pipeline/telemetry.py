@@ -35,6 +35,10 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "verdicts_acted_total": ("Verdicts an output has acted on.", ("output",)),
     "outputs_overrun_total": ("Verdicts an output was too slow to take.", ("output",)),
     "outputs_failed_total": ("Verdicts an output could not act on.", ("output",)),
+    "originals_missed_total": (
+        "Full exposures not kept, or gone before they were archived.",
+        ("camera", "reason"),
+    ),
     "stream_lost_total": ("Times the server went away.", ("role",)),
     "roles_restarted_total": ("Processes the supervisor started again.", ("role",)),
 }

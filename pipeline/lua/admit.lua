@@ -1,13 +1,14 @@
 #!lua flags=allow-oom
--- Take a frame into the open set, once. Runs in one MULTI with the XADD of the payload, which never
--- passes through here. A camera's ids ascend, so an id at or below the highest one taken is a repeat,
+-- Take a frame into the open set, once. A large payload never passes through here: its XADD follows in
+-- the same MULTI. A small one (a place in shared memory) does, which saves the MULTI. A camera's ids ascend, so an id at or below the highest one taken is a repeat,
 -- whether its frame is still open or was answered long ago. A server that was lost and came back unseen
 -- must not take a new frame before those that were open at its loss: it has not begun their epoch.
--- KEYS open, heads, ledger, epoch
--- ARGV entry id, deadline (microseconds), head, '1' where its epoch must be the one begun here
+-- KEYS open, heads, ledger, epoch, frames
+-- ARGV entry id, deadline (microseconds), head, '1' where its epoch must be the one begun here,
+--      fields of a small payload...
 -- Returns 1 if taken.
-local open, heads, ledger, epoch = unpack(KEYS)
-local id, deadline_us, head, must_be_begun = unpack(ARGV)
+local open, heads, ledger, epoch, frames = unpack(KEYS)
+local id, deadline_us, head, must_be_begun = unpack(ARGV, 1, 4)
 
 local function parts(text)
   local epoch, counter = string.match(text, '^(%d+)-(%d+)$')
@@ -24,6 +25,9 @@ if highest then
   if epoch < last_epoch or (epoch == last_epoch and counter <= last_counter) then
     return 0
   end
+end
+if #ARGV > 4 then
+  redis.call('XADD', frames, id, unpack(ARGV, 5)) -- the first write: the one that could be refused
 end
 redis.call('ZADD', open, deadline_us, id)
 redis.call('HSET', heads, id, head)

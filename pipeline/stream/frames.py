@@ -16,6 +16,7 @@ from redis import exceptions
 
 from engines.contracts import BadFrame, Reason, Verdict
 from pipeline.stream.facts import Delivery, Keys, ledger_field
+from pipeline.stream.link import Word
 from pipeline.stream.verdicts import Verdicts
 from pipeline.wire import (
     FrameEntry,
@@ -33,7 +34,7 @@ GROUP = "inspect"
 QUARANTINE_LENGTH = 64
 QUARANTINE_ENTRY_BYTES = 524_288  # so a camera's quarantine never exceeds 32 MiB
 REFUSAL_NS = 1_000_000_000  # a frame half refused waits that long for the gate keeper
-ADMIT_KEYS, ANSWER_KEYS = 4, 7
+ADMIT_KEYS, ANSWER_KEYS = 5, 7
 
 
 @contextmanager
@@ -66,16 +67,20 @@ class Stream(Verdicts):
         with self._translated():
             return max(0, budget - int(self._commands.zcard(self._of(camera).open)))
 
-    def admit(self, entry: FrameEntry, *, begun: bool = False) -> bool:
+    def admit(self, entry: FrameEntry, *, begun: bool = False, slot: bytes = b"") -> bool:
         """Open a frame and hand it to the inspectors, in one round trip; False if it is a repeat.
 
         A camera's frame ids ascend, which makes a repeat after a lost reply (or after the answer)
         known as one. A full server refuses as StreamLost and has then changed nothing; so does,
-        with ``begun``, one that has not begun this epoch, since it was lost in between.
+        with ``begun``, one that has not begun this epoch, since it was lost in between. With
+        ``slot`` the image lies there in shared memory.
         """
         keys, entry_id = self._place(entry.frame_id)
-        fields = to_fields(entry)
+        fields = to_fields(entry, slot)
         payload = [part for field in fields.items() for part in field]
+        if slot:
+            told = _admission_arguments(entry_id, entry.deadline_ns, fields["head"], begun=begun)
+            return bool(self._run("admit", _admission_keys(keys), *told, *payload))
         with self._translated(), self._commands.pipeline(transaction=True) as pipe:
             pipe.execute_command(
                 *self._admission(keys, entry_id, entry.deadline_ns, fields["head"], begun=begun)
@@ -262,11 +267,10 @@ class Stream(Verdicts):
         head: bytes | memoryview,
         *,
         begun: bool,
-    ) -> tuple[str | int | bytes | memoryview, ...]:
+    ) -> tuple[Word, ...]:
         # EVAL with its text, not EVALSHA: an unknown script would fail inside MULTI, alone.
-        named = (keys.open, keys.heads, keys.ledger, keys.epoch)
-        told = (entry_id, deadline_ns // 1000, head, int(begun))
-        return ("EVAL", self._admit, ADMIT_KEYS, *named, *told)
+        told = _admission_arguments(entry_id, deadline_ns, head, begun=begun)
+        return ("EVAL", self._admit, ADMIT_KEYS, *_admission_keys(keys), *told)
 
     def _place(self, frame_id: str) -> tuple[Keys, str]:
         try:
@@ -274,6 +278,16 @@ class Stream(Verdicts):
         except ValueError as error:
             raise BadFrame(f"{error}.") from None
         return self._of(camera), entry_id
+
+
+def _admission_keys(keys: Keys) -> list[str]:
+    return [keys.open, keys.heads, keys.ledger, keys.epoch, keys.frames]
+
+
+def _admission_arguments(
+    entry_id: str, deadline_ns: int, head: bytes | memoryview, *, begun: bool
+) -> tuple[Word, ...]:
+    return (entry_id, deadline_ns // 1000, head, int(begun))
 
 
 def _answer_keys(keys: Keys) -> list[str]:

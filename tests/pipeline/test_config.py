@@ -151,3 +151,30 @@ def test_an_unknown_camera_is_named_with_those_there_are(tmp_path: Path) -> None
     """The sentence lists the cameras of the line."""
     with pytest.raises(BadConfig, match="no camera right; it has left"):
         load_line(write(tmp_path)).camera("right")
+
+
+@pytest.mark.parametrize("wanted", [{"transport": "shared"}, {"originals_bytes": 1}])
+@pytest.mark.parametrize(
+    ("url", "is_here"),
+    [
+        ("embedded", True),
+        ("unix:///run/redis.sock", True),
+        ("redis://localhost:6379/0", True),
+        ("redis://me:secret@127.1.2.3:6379", True),
+        ("rediss://[::1]:6379", True),
+        ("redis://redis.plant:6379", False),
+        ("redis://127.plant", False),
+        ("rediss://192.168.7.2:6379", False),
+    ],
+)
+def test_memory_is_shared_on_one_host_only(
+    tmp_path: Path, wanted: dict[str, object], url: str, is_here: bool
+) -> None:
+    """Shared memory with a Redis elsewhere is refused, with what to do."""
+    camera = {"name": "left", "source": {"kind": "simulator"}, **wanted}
+    path = write(tmp_path, cameras=[camera], redis={"url": url})
+    if is_here:
+        assert load_line(path)
+        return
+    with pytest.raises(BadConfig, match=f"asks for {next(iter(wanted))}.*redis.url names another"):
+        load_line(path)

@@ -9,18 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.contracts import Decision, Frame, Reason, StreamLost, Verdict
+from engines.contracts import Decision, Frame, Reason, StreamLost, UInt8, Verdict
+from engines.images import read_image, to_model_input
 from pipeline.config import LineSettings
 from pipeline.ingest import Intake, run_ingest
 from pipeline.journal import COMPACT_LINES, Journal
+from pipeline.originals import original_of, originals_folder
 from pipeline.server import embedded_server
+from pipeline.shared import FRAMES, FrameRing, FrameRings, remove_shared, shared_path
 from pipeline.sources import BadExposure
 from pipeline.stream import Stream, VerdictDelivery, open_stream
-from pipeline.wire import FrameHead, entry_from
+from pipeline.wire import Fetch, FrameEntry, FrameHead, entry_from
 from tests.tiny_line import SIZE, good_part, shared_bundle, write_parts
 
 
@@ -51,14 +55,16 @@ def line_of(
 
 
 @contextmanager
-def answering(stream: Stream) -> Iterator[None]:
-    """An inspector that passes every part."""
+def answering(stream: Stream, fetch: Fetch | None = None) -> Iterator[list[FrameEntry]]:
+    """An inspector that passes every part; the frames it has seen."""
     stop = threading.Event()
+    seen: list[FrameEntry] = []
 
     def answer() -> None:
         while not stop.is_set():
             for delivery in stream.read(["left"], "test", 8, 20):
-                entry = entry_from(delivery.fields)
+                entry = entry_from(delivery.fields, fetch)
+                seen.append(entry)
                 verdict = Verdict(
                     frame_id=entry.frame_id,
                     camera="left",
@@ -71,18 +77,23 @@ def answering(stream: Stream) -> Iterator[None]:
     thread = threading.Thread(target=answer)
     thread.start()
     try:
-        yield
+        yield seen
     finally:
         stop.set()
         thread.join()
 
 
-def intake_on(url: str, folder: Path, **camera: Any) -> tuple[Stream, Journal, Intake]:  # noqa: ANN401
+def intake_on(
+    url: str,
+    folder: Path,
+    ring: FrameRing | None = None,
+    **camera: Any,  # noqa: ANN401 - settings
+) -> tuple[Stream, Journal, Intake]:
     """An intake by itself, whose exposures the test makes."""
     line = line_of(folder, folder, url, "test", **camera)
     stream = Stream(url, "test")
     journal = Journal(folder / "left.journal")
-    return stream, journal, Intake(stream, journal, line.cameras[0], SIZE)
+    return stream, journal, Intake(stream, journal, line.cameras[0], SIZE, ring=ring)
 
 
 def frame(number: int = 0) -> Frame:
@@ -245,6 +256,83 @@ def test_a_killed_ingest_leaves_its_debts_to_the_next(tmp_path: Path) -> None:
         journal.close()
         stream.close()
         again.close()
+
+
+def test_images_in_shared_memory_are_bounded_by_the_credits(
+    tmp_path: Path, grey_bundle: Path, redis_url: str, namespace: str
+) -> None:
+    """Through two slots twelve parts reach their inspector whole, and the ring ends with them."""
+    write_parts(tmp_path / "parts", 12)
+    line = line_of(tmp_path, grey_bundle, redis_url, namespace, credits=2, transport="shared")
+    ring = shared_path(line.run_dir, "left", FRAMES)
+    fetch = FrameRings(line.run_dir, ["left"]).fetch
+    with open_stream(redis_url, namespace) as stream, answering(stream, fetch) as seen:
+        run_ingest(line, "left", threading.Event())
+        ledger = stream.ledger("left")
+    assert (ledger.captured, ledger.passed, ledger.open) == (12, 12, 0)
+    assert not ring.exists()
+    inputs = [to_model_input(read_image(path), SIZE) for path in _parts(tmp_path)]
+    for entry, image in zip(seen, inputs, strict=True):
+        np.testing.assert_array_equal(entry.image, image)
+
+
+def test_a_killed_ingest_leaves_its_images_to_the_next(tmp_path: Path) -> None:
+    """What was open at the kill keeps its slot: the next start overwrites none of it."""
+    path = shared_path(tmp_path, "left", FRAMES)
+    fetch = FrameRings(tmp_path, ["left"]).fetch
+    taken = []
+    with embedded_server(tmp_path / "server") as url:
+        for first in (0, 3):
+            ring = FrameRing(path, 4, SIZE[0] * SIZE[1] * 3)
+            stream, journal, intake = intake_on(url, tmp_path, credits=4, ring=ring)
+            with journal:
+                taken += [intake.take(frame(number)).frame_id for number in range(first, first + 3)]
+            ring.close()  # as the kernel does for a process that dies
+        deliveries = stream.read(["left"], "test", 8, 20)
+        assert [delivery.frame_id for delivery in deliveries] == taken[:4]  # as many as credits
+        for number, delivery in enumerate(deliveries):
+            image = entry_from(delivery.fields, fetch).image
+            np.testing.assert_array_equal(image, to_model_input(good_part(number, (32, 48)), SIZE))
+        stream.close()
+    remove_shared(tmp_path)
+
+
+def test_originals_are_there_before_a_verdict_can_be(
+    tmp_path: Path, grey_bundle: Path, redis_url: str, namespace: str
+) -> None:
+    """Each exposure is kept whole and uncropped, those of refused parts too."""
+    write_parts(tmp_path / "parts", 4)
+    line = line_of(
+        tmp_path,
+        grey_bundle,
+        redis_url,
+        namespace,
+        credits=2,
+        crop=(4, 2, 20, 20),
+        overrun="reject",
+        gate_ms=50,
+        originals_bytes=1_000_000,
+    )
+    found: dict[str, UInt8 | None] = {}
+    with open_stream(redis_url, namespace) as stream:
+
+        def look() -> None:
+            while len(found) < 4:
+                for seen in stream.read_verdicts(["left"], "sink", "sink", 8, 20):
+                    frame_id = seen.verdict.frame_id
+                    found[frame_id] = original_of(line.run_dir, frame_id)
+
+        looker = threading.Thread(target=look)
+        looker.start()
+        run_ingest(line, "left", threading.Event())
+        looker.join()
+    for frame_id, path in zip(sorted(found), _parts(tmp_path), strict=True):
+        np.testing.assert_array_equal(found[frame_id], read_image(path))
+    assert not originals_folder(line.run_dir, "left").exists()
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted((folder / "parts").iterdir())
 
 
 def test_ingest_says_that_there_is_no_server(tmp_path: Path, grey_bundle: Path) -> None:

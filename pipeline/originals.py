@@ -1,0 +1,121 @@
+"""Exposures at full size, kept at their camera for a while, so that rejected parts can be archived.
+
+A ring of files in the memory of this host, bounded by bytes: the oldest makes room. A file appears
+whole, under the id of its frame, and is there before the frame can have a verdict; who has opened
+it reads it to its end, whatever becomes of its name. The archive runs on the same host; one
+elsewhere finds nothing, and counts that.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from collections import OrderedDict
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from engines.contracts import BadConfig, UInt8
+from pipeline.shared import ORIGINALS, shared_path
+from pipeline.telemetry import facts
+from pipeline.wire import split_frame_id
+
+HEADER = struct.Struct("<8sII")  # MARK, height, width
+MARK = b"assay-o1"
+SUFFIX = ".rgb"
+
+
+class Originals:
+    """The writing end, one per camera; ``with`` removes what is left unless an error ends it."""
+
+    def __init__(self, run_dir: Path, camera: str, max_bytes: int) -> None:
+        self._folder = originals_folder(run_dir, camera)
+        self._camera = camera
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._kept: OrderedDict[str, int] = OrderedDict()  # file name -> bytes, oldest first
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            if not is_ours(self._folder):
+                raise PermissionError(0, "somebody else's")
+            self._take_stock()
+        except OSError as error:
+            reason = error.strerror or error
+            raise BadConfig(f"originals cannot be kept in {self._folder}: {reason}") from None
+
+    def keep(self, frame_id: str, image: UInt8) -> None:
+        """Keep an exposure [H, W, 3]; one that does not fit is counted and not kept."""
+        header = HEADER.pack(MARK, *image.shape[:2])
+        size = len(header) + image.nbytes
+        if size > self._max_bytes:
+            self._miss("large")
+            return
+        self._make_room(size)
+        name = f"{split_frame_id(frame_id)[1]}{SUFFIX}"
+        fresh = self._folder / "fresh"
+        try:
+            with fresh.open("wb", buffering=0) as file:
+                written = file.write(header) + file.write(np.ascontiguousarray(image).data)
+            if written != size:
+                raise OSError("part of it")
+            fresh.rename(self._folder / name)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            self._miss("full")
+            return
+        self._kept[name] = size
+        self._bytes += size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _make_room(self, size: int) -> None:
+        while self._kept and self._bytes + size > self._max_bytes:
+            name, freed = self._kept.popitem(last=False)
+            (self._folder / name).unlink(missing_ok=True)
+            self._bytes -= freed
+
+    def _take_stock(self) -> None:
+        """Go on with what a start before this one has left; a file it was writing goes."""
+        (self._folder / "fresh").unlink(missing_ok=True)
+        for path in sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+            self._kept[path.name] = path.stat().st_size
+            self._bytes += self._kept[path.name]
+        self._make_room(0)
+
+    def _miss(self, reason: str) -> None:
+        facts.count("originals_missed_total", camera=self._camera, reason=reason)
+
+
+def original_of(run_dir: Path, frame_id: str) -> UInt8 | None:
+    """The exposure [H, W, 3] of a frame; None where it is gone or never was kept on this host."""
+    camera, entry_id = split_frame_id(frame_id)
+    folder = originals_folder(run_dir, camera)
+    try:
+        if not is_ours(folder):
+            return None
+        content = (folder / f"{entry_id}{SUFFIX}").read_bytes()
+    except OSError:
+        return None
+    if len(content) < HEADER.size:
+        return None
+    mark, height, width = HEADER.unpack_from(content)
+    if mark != MARK or len(content) != HEADER.size + height * width * 3 or not height * width:
+        return None
+    return np.frombuffer(content, np.uint8, offset=HEADER.size).reshape(height, width, 3)
+
+
+def originals_folder(run_dir: Path, camera: str) -> Path:
+    """Where the originals of a camera are."""
+    return shared_path(run_dir, camera, ORIGINALS)
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether it is a folder, no link to one, and of this user."""
+    return folder.is_dir() and not folder.is_symlink() and folder.lstat().st_uid == os.getuid()
