@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.outputs.lane import OutputLane
@@ -33,11 +34,14 @@ def _chosen(settings: LineSettings) -> Iterator[tuple[Output, int]]:
 
         yield Jsonl(sinks.jsonl.path or run_dir / "verdicts.jsonl", sinks.jsonl.fsync), QUEUE
     if sinks.archive:
+        from pipeline.originals import original_of
         from pipeline.outputs.archive import Archive
 
         crops = {camera.name: camera.crop for camera in settings.cameras}
+        keeping = [camera.name for camera in settings.cameras if camera.originals_bytes]
+        originals = dict.fromkeys(keeping, partial(original_of, run_dir))
         folder = sinks.archive.folder or run_dir / "archive"
-        yield Archive(folder, sinks.archive.max_bytes, crops), QUEUE
+        yield Archive(folder, sinks.archive.max_bytes, crops, originals), QUEUE
     if sinks.mqtt:
         from pipeline.outputs.mqtt import Mqtt
 

@@ -1,4 +1,7 @@
-"""Picture, mask and overlay of every part that did not pass, in a folder of bounded size.
+"""Picture, mask, overlay and exposure of every part that did not pass, in a bounded folder.
+
+The full exposure comes from the memory of the host's cameras, where they keep originals; one that
+is gone by then is counted, and the rest is kept without it.
 
 Names come from the camera and the ids that this system gave, sanitised; nothing a frame says ever
 becomes a path. The oldest parts make room for new ones.
@@ -9,12 +12,12 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from engines.contracts import BadConfig, Decision, UInt8
+from engines.contracts import BadConfig, Decision, Reason, UInt8
 from engines.images import decode_image, encode_png, overlay
 from engines.masks import Mask
 from pipeline.stream import VerdictDelivery
@@ -22,19 +25,31 @@ from pipeline.telemetry import facts
 from pipeline.wire import split_frame_id
 
 Crop = tuple[int, int, int, int]
-SUFFIXES = (".picture.png", ".mask.png", ".overlay.png", ".json")  # the last one says: complete
+Fetch = Callable[[str], UInt8 | None]  # the full exposure of a frame id
+# The last one says: complete.
+SUFFIXES = (".picture.png", ".mask.png", ".overlay.png", ".original.png", ".json")
 MISSING_CAMERA = "camera"
 
 
 class Archive:
-    """Keeps parts as ``<camera>/<epoch>-<counter>.<what>``; at most ``max_bytes`` in all."""
+    """Keeps parts as ``<camera>/<epoch>-<counter>.<what>``; at most ``max_bytes`` in all.
+
+    ``originals`` brings full exposures of those cameras that keep them.
+    """
 
     name = "archive"
 
-    def __init__(self, folder: Path, max_bytes: int, crops: Mapping[str, Crop | None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_bytes: int,
+        crops: Mapping[str, Crop | None],
+        originals: Mapping[str, Fetch] | None = None,
+    ) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
         self._crops = crops
+        self._originals = originals or {}
         self._bytes = 0
         self._parts: OrderedDict[str, int] = OrderedDict()  # stem -> bytes, oldest first
         try:
@@ -67,12 +82,22 @@ class Archive:
         """Nothing is held open."""
 
     def _contents(self, delivery: VerdictDelivery) -> dict[str, bytes]:
-        picture, mask, seen, record = SUFFIXES
+        picture, mask, seen, original, record = SUFFIXES
         pictures = {picture: delivery.picture_png, mask: delivery.mask_png}
         if delivery.picture_png and delivery.mask_png:
             pictures[seen] = self._overlay(delivery)
+        pictures[original] = self._original(delivery)
         kept = {suffix: content for suffix, content in pictures.items() if content}
         return {**kept, record: delivery.verdict.model_dump_json(indent=1).encode()}
+
+    def _original(self, delivery: VerdictDelivery) -> bytes:
+        fetch = self._originals.get(delivery.camera)
+        image = fetch(delivery.verdict.frame_id) if fetch else None
+        if image is not None:
+            return encode_png(image)
+        if fetch and delivery.verdict.reason is not Reason.BAD_FRAME:  # which may have had no image
+            facts.count("originals_missed_total", camera=delivery.camera, reason="gone")
+        return b""
 
     def _overlay(self, delivery: VerdictDelivery) -> bytes:
         picture = decode_image(delivery.picture_png, "the picture")

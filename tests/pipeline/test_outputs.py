@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
@@ -30,6 +31,7 @@ from pipeline.outputs.output import StillOwed
 from pipeline.outputs.reject import FileReject
 from pipeline.outputs.webhook import Webhook
 from pipeline.stream import VerdictDelivery
+from pipeline.telemetry import facts
 from tests.tiny_line import bad_part
 
 OPEN = threading.Event()  # never set: the output is not told to end
@@ -134,6 +136,27 @@ def test_archive_keeps_pictures_of_what_did_not_pass(tmp_path: Path) -> None:
     assert names == ["7-1.json", "7-1.mask.png", "7-1.overlay.png", "7-1.picture.png"]
     assert read_image(tmp_path / "left" / "7-1.overlay.png").shape == (64, 64, 3)
     assert json.loads((tmp_path / "left" / "7-1.json").read_text())["decision"] == "FAIL"
+
+
+def test_archive_takes_the_original_of_what_did_not_pass(tmp_path: Path) -> None:
+    """The full exposure lies beside a rejected part; one that is gone is counted, the rest kept."""
+    asked: list[str] = []
+
+    def fetch(frame_id: str) -> Any:  # noqa: ANN401 - an image or None
+        asked.append(frame_id)
+        return bad_part(5, (90, 120)) if frame_id == "left/7-1" else None
+
+    missed = ("assayline_originals_missed_total", {"camera": "left", "reason": "gone"})
+    before = facts.registry.get_sample_value(*missed) or 0.0
+    archive = Archive(tmp_path, 10_000_000, {}, {"left": fetch})
+    for seen in (delivery(1), delivery(2, Decision.PASS), delivery(3)):
+        archive.act(seen, OPEN)
+    assert asked == ["left/7-1", "left/7-3"]
+    original = read_image(tmp_path / "left" / "7-1.original.png")
+    np.testing.assert_array_equal(original, bad_part(5, (90, 120)))
+    assert (tmp_path / "left" / "7-3.json").exists()
+    assert not (tmp_path / "left" / "7-3.original.png").exists()
+    assert facts.registry.get_sample_value(*missed) == before + 1
 
 
 def test_archive_is_bounded_and_forgets_the_oldest(tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ import psutil
 import pytest
 
 from engines.contracts import ExitCode
+from engines.images import read_image
 from pipeline import crew
 from pipeline.config import load_line
+from pipeline.shared import shared_paths
 from pipeline.supervisor import run_line
 from tests.tiny_line import shared_bundle, write_line, write_parts
 
@@ -59,6 +61,23 @@ def test_a_finite_line_ends_by_itself_with_its_ledger(tmp_path: Path, grey_bundl
     assert not ledger.undecided
     assert ledger.failed >= 6
     assert len((tmp_path / "run" / "verdicts.jsonl").read_text().splitlines()) == 30
+
+
+def test_a_line_in_shared_memory_leaves_none_behind(tmp_path: Path, grey_bundle: Path) -> None:
+    """Parts are judged as ever, rejects are archived in full size, and the memory is free again."""
+    write_parts(tmp_path / "parts", 30)
+    camera = {"transport": "shared", "originals_bytes": 1_000_000, "credits": 8}
+    path = write_line(tmp_path, grey_bundle, camera=camera, sinks={"archive": {}})
+    ledger = run_line(load_line(path), threading.Event(), path)["left"]
+    assert (ledger.captured, ledger.open, ledger.residual) == (30, 0, 0)
+    assert not ledger.undecided
+    originals = list((tmp_path / "run" / "archive").rglob("*.original.png"))
+    assert len(originals) == ledger.failed >= 6
+    for original in originals:
+        number = int(original.name.split(".")[0].split("-")[1]) - 1
+        part = tmp_path / "parts" / f"{number:04d}.png"
+        assert (read_image(original) == read_image(part)).all()
+    assert not shared_paths(tmp_path / "run")
 
 
 def supervised(path: Path) -> subprocess.Popen[str]:
