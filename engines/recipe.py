@@ -25,7 +25,7 @@ from pydantic import (
     field_validator,
 )
 
-from engines.calibration import good_images_needed
+from engines.calibration_fit import good_images_needed
 from engines.contracts import BY_PATH, BadConfig, BadData, UInt8
 from engines.dataset import (
     good_items,

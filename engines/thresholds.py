@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from engines.backend import open_backend
 from engines.bundle import CALIBRATION, Bundle, open_bundle
-from engines.calibration import Calibration, fit_calibration
+from engines.calibration import Calibration
+from engines.calibration_fit import fit_calibration
 from engines.contracts import BadData, InspectionError
 from engines.parity import compare
 from engines.parity_set import choose_frames, has_frames, load_frames, save_frames

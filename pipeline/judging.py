@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from engines.bundle import Bundle
-from engines.calibration import Calibration, Judgement, mask_of, regions
+from engines.calibration import Calibration, Judgement
 from engines.contracts import Decision, Finding, Region, Verdict
 from engines.images import encode_map, encode_png
-from engines.masks import Mask
+from engines.masks import Mask, mask_of, regions
 from pipeline.wire import FrameEntry
 
 

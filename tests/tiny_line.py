@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from engines.backend import open_backend
 from engines.bundle import Bundle, GraphsSpec, seal
-from engines.calibration import fit_calibration
+from engines.calibration_fit import fit_calibration
 from engines.images import encode_png
 
 SIZE = (16, 16)

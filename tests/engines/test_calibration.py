@@ -12,18 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.calibration import (
-    Calibration,
-    Entry,
-    Tail,
-    false_reject_bound,
-    fit_calibration,
-    fit_entry,
-    good_images_needed,
-    load_calibration,
-    mask_of,
-    regions,
-)
+from engines.bounds import error_bound
+from engines.calibration import Calibration, Entry, load_calibration
+from engines.calibration_fit import fit_calibration, fit_entry, good_images_needed
 from engines.contracts import (
     BadBundle,
     BadData,
@@ -35,6 +26,8 @@ from engines.contracts import (
     Rows,
     UInt8,
 )
+from engines.masks import mask_of, regions
+from engines.tail import Tail
 
 if TYPE_CHECKING:
     from engines.bundle import Bundle
@@ -186,7 +179,7 @@ def test_the_threshold_is_the_lowest_that_keeps_the_promise() -> None:
     good = np.random.default_rng(1).normal(size=200).tolist()
     entry = fit_entry({0: good}, [(0, s) for s in good], 0.05, 0.95)
     assert entry.evidence.exceeding == 4
-    assert false_reject_bound(5, 200, 0.95) > 0.05
+    assert error_bound(5, 200, 0.95) > 0.05
 
 
 def test_the_promise_holds_on_parts_never_seen() -> None:

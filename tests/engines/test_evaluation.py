@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 
-from engines.calibration import Calibration, fit_calibration
+from engines.calibration import Calibration
+from engines.calibration_fit import fit_calibration
 from engines.contracts import (
     BadConfig,
     BadData,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engines.backend_torch import TorchBackend
 from engines.bundle import Bundle
-from engines.calibration import fit_calibration
+from engines.calibration_fit import fit_calibration
 from engines.contracts import BadBundle, ParityError
 from engines.parity import Limit, ParityReport, build_and_compare, compare
 from tests.engines.exported import Exported, build_sketch, draw_parts, exported, sealed

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.calibration import Calibration, fit_entry
+from engines.calibration import Calibration
+from engines.calibration_fit import fit_entry
 from engines.contracts import Finding
 from engines.dataset import GOOD, Item
 from engines.images import decode_map, encode_map
