@@ -16,7 +16,7 @@ from redis import exceptions
 
 from engines.contracts import BadFrame, Reason, Verdict
 from pipeline.stream.facts import Delivery, Keys, ledger_field
-from pipeline.stream.link import Word
+from pipeline.stream.link import Call, Word
 from pipeline.stream.verdicts import Verdicts
 from pipeline.wire import (
     FrameEntry,
@@ -200,6 +200,16 @@ class Stream(Verdicts):
         pictures = {"mask_png": mask_png, "picture_png": picture_png, "map_png": map_png}
         return self._answer(verdict, consumer, delivery, pictures=pictures)
 
+    def answer_all(
+        self, consumer: str, answers: Iterable[tuple[Delivery, Verdict, Mapping[str, bytes]]]
+    ) -> list[bool]:
+        """``answer`` for many frames in one round trip, each with its pictures by their names."""
+        calls = [
+            self._answer_call(verdict, consumer, delivery, pictures=pictures)
+            for delivery, verdict, pictures in answers
+        ]
+        return [bool(answered) for answered in self._run_all("answer", calls)]
+
     def quarantine(self, delivery: Delivery, consumer: str, verdict: Verdict) -> bool:
         """Answer, and set the entry aside for people; the last few are kept, cut to size."""
         return self._answer(verdict, consumer, delivery, evidence=_cut(delivery))
@@ -228,12 +238,7 @@ class Stream(Verdicts):
 
     def answer_all_open(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
         """``answer_open`` for many frames in one round trip; those that had no verdict yet."""
-        with self._translated(), self._commands.pipeline(transaction=False) as pipe:
-            for verdict in verdicts:
-                keys, entry_id = self._place(verdict.frame_id)
-                arguments = _answer_arguments(verdict, entry_id)
-                self._scripts["answer"](keys=_answer_keys(keys), args=arguments, client=pipe)
-            answered = pipe.execute()
+        answered = self._run_all("answer", [self._answer_call(verdict) for verdict in verdicts])
         return [verdict for verdict, was_open in zip(verdicts, answered, strict=True) if was_open]
 
     # -- the one answer ----------------------------------------------------------------------
@@ -247,12 +252,24 @@ class Stream(Verdicts):
         pictures: Mapping[str, bytes] | None = None,
         evidence: Mapping[bytes, bytes] | None = None,
     ) -> bool:
+        call = self._answer_call(verdict, consumer, delivery, pictures=pictures, evidence=evidence)
+        return bool(self._run("answer", call.keys, *call.arguments))
+
+    def _answer_call(
+        self,
+        verdict: Verdict,
+        consumer: str = "",
+        delivery: Delivery | None = None,
+        *,
+        pictures: Mapping[str, bytes] | None = None,
+        evidence: Mapping[bytes, bytes] | None = None,
+    ) -> Call:
         keys, entry_id = self._place(verdict.frame_id)
         if delivery is not None and delivery.frame_id != verdict.frame_id:
             raise BadFrame(f"A verdict on {verdict.frame_id} does not answer {delivery.frame_id}.")
         arguments = _answer_arguments(verdict, entry_id, consumer, delivery, **(pictures or {}))
         arguments += [part for field in (evidence or {}).items() for part in field]
-        return bool(self._run("answer", _answer_keys(keys), *arguments))
+        return Call(_answer_keys(keys), arguments)
 
     def _answer_lost(self, frame_id: str) -> None:
         head = self.open_frame(frame_id)
@@ -308,7 +325,7 @@ def _answer_arguments(
     consumer: str = "",
     delivery: Delivery | None = None,
     **pictures: bytes,
-) -> list[str | bytes | int]:
+) -> list[Word]:
     fence = (GROUP, entry_id, consumer, delivery.deliveries if delivery else 0)
     record = verdict_fields(verdict, **pictures).values()
     return [*fence, ledger_field(verdict), *record, QUARANTINE_LENGTH]

@@ -8,10 +8,10 @@ usual time-out, so it has a client of its own.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from redis import Redis, exceptions
@@ -52,6 +52,13 @@ def redacted(url: str) -> str:
     """The address without user and password, fit for messages and logs."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+class Call(NamedTuple):
+    """What a script is told."""
+
+    keys: list[str]
+    arguments: list[Word]
 
 
 class Packer:
@@ -168,6 +175,15 @@ class Link:
     def _run(self, script: str, keys: list[str], *arguments: Word) -> Any:  # noqa: ANN401 - each script has its own reply
         with self._translated():
             return self._scripts[script](keys=keys, args=list(arguments))
+
+    def _run_all(self, script: str, calls: Sequence[Call]) -> list[Any]:
+        """The replies of one script, run for each call, in one round trip and no transaction."""
+        if not calls:
+            return []
+        with self._translated(), self._commands.pipeline(transaction=False) as pipe:
+            for call in calls:
+                self._scripts[script](keys=call.keys, args=call.arguments, client=pipe)
+            return list(pipe.execute())
 
     def _read_group(
         self, group: str, consumer: str, ids: dict[str, str], count: int, block_ms: int

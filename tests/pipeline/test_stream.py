@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.contracts import BadFrame, Decision, Reason, StreamLost, Verdict
+from engines.contracts import BadFrame, Decision, Reason, StreamLost, UInt8, Verdict
 from pipeline.server import embedded_server
 from pipeline.stream import Delivery, Ledger, Stream, open_stream
 from pipeline.wire import FrameEntry, entry_from, undecided
@@ -117,6 +117,47 @@ def test_answering_again_changes_nothing(every_stream: Stream) -> None:
     assert not stream.refuse(passed("cam/1-1"))
     assert written(stream) == ["cam/1-1"]
     assert stream.ledger("cam").captured == 1
+
+
+def test_answers_in_one_round_trip_are_decided_each_by_itself(every_stream: Stream) -> None:
+    """One that is answered already, among others and another camera's, holds up none of them."""
+    stream = every_stream
+    admit(stream, "cam/1-1", "cam/1-2", "other/1-1")
+    deliveries = sorted(
+        stream.read(["cam", "other"], "w1", 16, 0), key=lambda delivery: delivery.frame_id
+    )
+    assert stream.answer_open(passed("cam/1-1"))
+    pictures = {"mask_png": b"mask", "picture_png": b"picture", "map_png": b"map"}
+    answers = [(delivery, passed(delivery.frame_id), pictures) for delivery in deliveries]
+    assert stream.answer_all("w1", answers) == [False, True, True]
+    assert (written(stream), written(stream, "other")) == (["cam/1-1", "cam/1-2"], ["other/1-1"])
+    (found,) = stream.tail_verdicts("other", 5)
+    assert (found.mask_png, found.picture_png, found.map_png) == (b"mask", b"picture", b"map")
+    assert stream.answer_all("w1", []) == []
+
+
+def test_a_place_in_shared_memory_is_admitted_like_an_image(every_stream: Stream) -> None:
+    """In one command: taken once, refused with an epoch that was not begun, read as it was sent."""
+    stream = every_stream
+    entry = an_entry("cam/1-1")
+    with pytest.raises(StreamLost, match="has not begun the epoch"):
+        stream.admit(entry, begun=True, slot=b"place")
+    assert (stream.backlog("cam"), stream.ledger("cam").captured) == (0, 0)
+    assert stream.admit(entry, slot=b"place")
+    assert not stream.admit(entry, slot=b"place")
+    (delivery,) = read(stream)
+    seen: list[tuple[str, bytes, tuple[int, int]]] = []
+
+    def fetch(frame_id: str, slot: bytes, size: tuple[int, int]) -> UInt8:
+        seen.append((frame_id, slot, size))
+        return entry.image
+
+    assert entry_from(delivery.fields, fetch).part_id == entry.part_id
+    assert seen == [("cam/1-1", b"place", entry.image.shape[:2])]
+    with pytest.raises(BadFrame, match="0 image bytes"):
+        entry_from(delivery.fields)
+    assert stream.answer(delivery, "w1", passed("cam/1-1"))
+    assert stream.ledger("cam") == Ledger(1, 1, 0, {}, 0)
 
 
 def test_a_frame_taken_over_is_no_longer_the_first_ones_to_answer(every_stream: Stream) -> None:

@@ -99,7 +99,7 @@ def test_a_verdict_comes_back_as_it_was(verdict: Verdict, pictures: tuple[bytes,
     assert verdict_from(received(verdict_fields(verdict, *pictures))) == (verdict, *pictures)
 
 
-names = st.sampled_from([b"head", b"image", b"verdict", b"mask", b"picture"])
+names = st.sampled_from([b"head", b"image", b"verdict", b"mask", b"picture", b"slot"])
 json_like = st.sampled_from([b"{}", b"[]", b"null", b'{"frame_id":1}', b'{"frame_id":"c/1-1"}'])
 
 
