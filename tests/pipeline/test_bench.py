@@ -22,7 +22,7 @@ from pipeline.bench.transport import bench_transport
 @pytest.fixture(scope="module")
 def transport() -> Report:
     """A transport bench of few and tiny frames."""
-    return bench_transport(frames=12, rounds=2, side=16)
+    return bench_transport(frames=12, rounds=2, side=16, large=(32, 32))
 
 
 def is_sound(report: Report) -> bool:
@@ -34,9 +34,12 @@ def is_sound(report: Report) -> bool:
 
 
 def test_transport_gives_ratios_with_machine_facts(transport: Report) -> None:
-    """Throughput and processor time against the bare loop, by names that carry the frame size."""
-    names = [one.name for one in transport.results]
-    assert names[:2] == ["transport.inline_0kB", "transport.inline_0kB.cpu"]
+    """Inline and shared, by names that carry the frame size, each against what it must match."""
+    against = {one.name: one.against for one in transport.results}
+    assert {"transport.inline_0kB", "transport.inline_0kB.cpu", "transport.shared_0kB"} <= set(
+        against
+    )
+    assert against["transport.shared_0MP"] == "a memcpy of the same bytes"
     assert is_sound(transport)
     assert {"processor", "cores", "memory_gib", "python", "libraries"} <= set(transport.machine)
 
