@@ -72,6 +72,13 @@ def _engine(asked: Asked) -> Report:
     return bench_engine(asked.bundle, asked.data)
 
 
+def _scheduler(asked: Asked) -> Report:
+    del asked
+    from pipeline.bench.scheduler import bench_scheduler
+
+    return bench_scheduler()
+
+
 def _line(asked: Asked) -> Report:
     from pipeline.bench.line import bench_line
 
@@ -86,4 +93,10 @@ def _capacity(asked: Asked) -> Report:
     )
 
 
-BENCHES = {"transport": _transport, "engine": _engine, "line": _line, "capacity": _capacity}
+BENCHES = {
+    "transport": _transport,
+    "engine": _engine,
+    "scheduler": _scheduler,
+    "line": _line,
+    "capacity": _capacity,
+}

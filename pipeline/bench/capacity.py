@@ -9,18 +9,19 @@ its batch. Of the rate found, LOAD is planned for, as the line bench loads a lin
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from engines.backend import BUCKETS, open_backend
-from engines.bundle import open_bundle
+from engines.bundle import GRAPHS, open_bundle
+from engines.costs import measure_costs
 from pipeline.bench.depth import measured_depth
 from pipeline.bench.line import LOAD, around_engine_s
 from pipeline.bench.machine import machine_facts
 from pipeline.bench.report import Report, Result
 from pipeline.bench.transport import bench_transport
-from pipeline.bench.turns import deepest_plan, drawn_rows, in_turns, timed_pass
+from pipeline.bench.turns import deepest_plan
 from pipeline.config import SinkSettings, WorkerSettings
 
 if TYPE_CHECKING:
@@ -29,17 +30,17 @@ if TYPE_CHECKING:
 
     from engines.bundle import Bundle
     from pipeline.bench.depth import Depth
-    from pipeline.bench.turns import Medians
 
-ROUNDS, TRANSPORT_FRAMES, TRANSPORT_ROUNDS = 3, 200, 3
+TRANSPORT_FRAMES, TRANSPORT_ROUNDS = 200, 3
 MARGIN_S = SinkSettings().margin_ms / 1e3  # before the gate everything is answered
+Seconds = dict[str, float]  # of one call, by graph
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
     """What a frame costs on one machine."""
 
-    calls_s: Mapping[int, Medians]  # seconds of one call, by batch size and graph
+    calls_s: Mapping[int, Seconds]  # seconds of one call, by batch size and graph
     depth: float  # denoiser calls of a frame, on average
     deepest: int  # of any frame
     host_s: float  # processor time per frame outside the engine
@@ -156,15 +157,18 @@ def _cameras(frames_hz: float, rate_hz: float) -> int:
     return math.floor(LOAD * frames_hz / rate_hz + 1e-9)
 
 
-def _engine_costs(bundle: Bundle, data: Path | None) -> tuple[dict[int, Medians], Depth]:
+def _engine_costs(bundle: Bundle, data: Path | None) -> tuple[dict[int, Seconds], Depth]:
     """Every bucket of every graph, as a worker of this machine would run it."""
     chosen = WorkerSettings()
     with open_backend(
         bundle, chosen.backend, chosen.precision, chosen.slots, threads=chosen.threads
     ) as backend:
-        sizes = [size for size in BUCKETS if size <= chosen.batch_max]
-        passes = {size: partial(timed_pass, backend, drawn_rows(bundle, size)) for size in sizes}
-        calls_s = {size: in_turns({"": run}, ROUNDS)[""] for size, run in passes.items()}
+        table = measure_costs(backend, time.perf_counter_ns)
+        calls_s: dict[int, Seconds] = {
+            size: {graph: table.call_ns(graph, size) / 1e9 for graph in GRAPHS}
+            for size in BUCKETS
+            if size <= chosen.batch_max
+        }
         return calls_s, measured_depth(bundle, backend, data)
 
 

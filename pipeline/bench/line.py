@@ -20,6 +20,7 @@ import numpy as np
 from engines.backend import open_backend
 from engines.bundle import Bundle, open_bundle
 from engines.contracts import EngineFault, Frame
+from engines.costs import measure_costs
 from engines.images import to_model_input
 from engines.inspector import Inspector, Part, inspect_all
 from pipeline.bench.machine import machine_facts
@@ -31,8 +32,6 @@ from pipeline.sources.settings import SimulatorSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from engines.backend import BatchedBackend
 
 FRAMES, IDLE_S = 200, 5.0
 LOAD = 0.8  # of the rate at saturation
@@ -99,12 +98,13 @@ def engine_alone(bundle: Bundle, frames: int) -> Alone:
     with open_backend(
         bundle, chosen.backend, chosen.precision, chosen.slots, threads=chosen.threads
     ) as backend:
-        _inspected(backend, parts[: chosen.slots], chosen.batch_max)  # warm
+        measure_costs(backend, time.monotonic_ns)  # warms every batch size, as a worker does
+        inspector = Inspector(backend, chosen.batch_max)
         cpu_s = time.process_time()
-        done_ns = _inspected(backend, parts, chosen.batch_max)
+        done_ns = [time.monotonic_ns() for _ in inspect_all(inspector, parts)]
         cpu_s = (time.process_time() - cpu_s) / frames
-        singles = [_single_s(backend, part) for part in parts[: SINGLES + 1]]
-    return Alone(rate_of(done_ns), cpu_s, statistics.median(singles[1:] or singles))
+        singles = [_single_s(inspector, part) for part in parts[:SINGLES]]
+    return Alone(rate_of(done_ns), cpu_s, statistics.median(singles))
 
 
 def around_engine_s(bundle: Bundle, frames: int) -> float:
@@ -149,13 +149,7 @@ def _parts(bundle: Bundle, frames: int) -> Iterator[Part]:
             )
 
 
-def _inspected(backend: BatchedBackend, parts: Sequence[Part], batch_max: int) -> list[int]:
-    """When each finding was there."""
-    return [time.monotonic_ns() for _ in inspect_all(Inspector(backend, batch_max), parts)]
-
-
-def _single_s(backend: BatchedBackend, part: Part) -> float:
-    inspector = Inspector(backend)
+def _single_s(inspector: Inspector, part: Part) -> float:
     began = time.perf_counter()
     inspector.admit([part])
     inspector.drain()

@@ -14,6 +14,8 @@ from engines.contracts import BadData
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.console import JustifyMethod
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -62,7 +64,8 @@ class Report:
             machine.add_row(name.replace("_", " "), _text(found))
         results = Table(show_edge=False, title="results", title_justify="left")
         for column in ("name", "value", "unit", "against", "ratio"):
-            results.add_column(column, justify="right" if column in {"value", "ratio"} else "left")
+            justify: JustifyMethod = "right" if column in {"value", "ratio"} else "left"
+            results.add_column(column, justify=justify, no_wrap=column == "name")
         for one in self.results:
             value, ratio = _digits(one.value), f"{one.ratio:.2f}"
             results.add_row(one.name, value, one.unit, one.against, ratio)

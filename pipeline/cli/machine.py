@@ -32,7 +32,9 @@ def doctor(
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="transport, engine, line, capacity or all.")] = "all",
+    what: Annotated[
+        str, typer.Argument(help="transport, engine, scheduler, line, capacity or all.")
+    ] = "all",
     bundle: Annotated[Path, typer.Option(help="Bundle to inspect with.")] = Path(
         "configs/bundles/demo"
     ),

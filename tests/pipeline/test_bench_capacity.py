@@ -87,7 +87,6 @@ def test_costs_are_measured_and_the_answer_is_said(monkeypatch: pytest.MonkeyPat
     """Every batch size of the worker; line and transport have tests of their own."""
     monkeypatch.setattr("pipeline.bench.capacity.around_engine_s", lambda *_: 0.005)
     monkeypatch.setattr("pipeline.bench.capacity._transport_hz", lambda: 1000.0)
-    monkeypatch.setattr("pipeline.bench.capacity.ROUNDS", 1)
     monkeypatch.setattr("pipeline.bench.depth.DRAWN", 1)
     report = bench_capacity(DEMO, 1.0, 60_000.0, frames=20)
     assert report.results[0].name == "capacity.cameras"
