@@ -17,10 +17,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engines.contracts import BadBundle, Decision, Finding, Float32, Reason
+from engines.exits import Exit, ExitPromise
 from engines.tail import Tail
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 MEDIAN = math.log10(2)  # surprise of the median good part
@@ -46,6 +47,15 @@ class Entry(BaseModel):
     evidence: Promise
     exceeding_by_plan: dict[int, float]  # fraction of good images above the threshold, plan forced
     tails: dict[int, Tail]  # by plan
+    cut_tails: dict[int, dict[int, Tail]] = {}  # by plan and calls made, at its cut points
+    exits: dict[int, dict[int, Exit]] = {}  # likewise
+    exit_evidence: ExitPromise | None = None
+
+    def tail(self, plan: int, steps: int, steps_planned: int) -> Tail | None:
+        """The tail of good parts that took a plan and left it after so many calls."""
+        if steps >= steps_planned:
+            return self.tails.get(plan)
+        return self.cut_tails.get(plan, {}).get(steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +79,31 @@ class Judgement:
             return None
         span = self.pixel_limit - self.median_good
         return ((values - self.median_good) / span).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class ExitRule:
+    """Where rows may leave before the end of their plan, by category."""
+
+    entries: Mapping[str, Entry]
+
+    @property
+    def can_cut(self) -> bool:
+        """Whether a row that stops at any cut point of any plan has a threshold there."""
+        return all(
+            plan in entry.cut_tails for entry in self.entries.values() for plan in entry.tails
+        )
+
+    def asks(self, category: str, plan: int, steps: int) -> bool:
+        """Whether a row is to be looked at after so many calls."""
+        entry = self.entries.get(category)
+        return entry is not None and steps in entry.exits.get(plan, {})
+
+    def decides(self, category: str, plan: int, steps: int, score: float) -> bool:
+        """Whether a row with this raw score may leave there; a score that is none never."""
+        entry = self.entries[category]
+        surprise = entry.cut_tails[plan][steps].surprise(score) if math.isfinite(score) else None
+        return surprise is not None and entry.exits[plan][steps].decides(surprise)
 
 
 class Calibration(BaseModel):
@@ -112,9 +147,11 @@ class Calibration(BaseModel):
         if finding.reason is not None or not math.isfinite(finding.anomaly_score):
             return Judgement(Decision.UNDECIDED, finding.reason or Reason.NO_EVIDENCE)
         entry = self.entry(backend_key, finding.category)
-        if entry is None or finding.plan not in entry.tails:
+        if entry is None:
             return Judgement(Decision.UNDECIDED, Reason.NO_EVIDENCE)
-        tail = entry.tails[finding.plan]
+        tail = entry.tail(finding.plan, finding.steps, finding.steps_planned)
+        if tail is None:
+            return Judgement(Decision.UNDECIDED, Reason.NO_EVIDENCE)
         surprise = tail.surprise(finding.anomaly_score)
         return Judgement(
             Decision.FAIL if surprise > entry.threshold else Decision.PASS,
@@ -123,6 +160,10 @@ class Calibration(BaseModel):
             pixel_limit=tail.score_at(entry.threshold),
             median_good=tail.score_at(MEDIAN),
         )
+
+    def exit_rule(self, backend_key: str) -> ExitRule:
+        """Early exit on one backend."""
+        return ExitRule(self.entries.get(backend_key, {}))
 
     def joined(self, newer: Calibration) -> Calibration:
         """Both sets of entries; where both have one, ``newer``'s."""

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engines.anomalies import unlearned
 from engines.bounds import error_bound
 from engines.calibration import Calibration, Entry, Promise
-from engines.contracts import ADAPTIVE, BadData, Finding, UInt8
+from engines.contracts import BadData, UInt8
+from engines.exits import Walks, fit_exits
 from engines.tail import GOOD_MIN, Tail
+from engines.trajectories import Walked, plans_chosen, scores_along
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,75 +35,117 @@ def good_images_needed(max_false_reject: float, confidence: float) -> int:
     return max(GOOD_MIN, math.ceil(math.log(1 - confidence) / math.log(1 - max_false_reject)))
 
 
-def fit_entry(
-    scores_by_plan: Mapping[int, Sequence[float]],
-    adaptive: Sequence[tuple[int, float]],
-    max_false_reject: float,
-    confidence: float,
-    date: str = "",
-) -> Entry:
-    """The lowest threshold that keeps the promise on held-out good images.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is promised of good parts, and of those that leave early."""
 
-    ``scores_by_plan``: raw scores of all good images with each plan forced; ``adaptive``: (plan
-    taken, raw score) of the same images when the graph chooses. Raises BadData where they are too
-    few.
+    max_false_reject: float = 0.05
+    confidence: float = 0.95
+    max_changed: float | None = None  # verdicts that early exit may change; None = no early exit
+    date: str = ""
+
+
+def fit_entry(walks: Mapping[int, Walked], taken: Sequence[int], wanted: Wanted) -> Entry:
+    """The lowest threshold that keeps the promise on held-out good images, and exits below it.
+
+    ``walks``: scores of the same frames along each plan; ``taken``: the plan that each of them
+    takes where the graph chooses. Raises BadData where the good ones are too few.
     """
-    tails = {plan: Tail.fit(scores) for plan, scores in scores_by_plan.items()}
-    surprises = np.sort([tails[plan].surprise(score) for plan, score in adaptive])[::-1]
-    allowed = _exceeding_allowed(len(surprises), max_false_reject, confidence)
+    good = next(iter(walks.values())).is_good
+    tails = {plan: Tail.fit(walk.final[good].tolist()) for plan, walk in walks.items()}
+    chosen = [
+        tails[plan].surprise(walks[plan].final[row]) for row, plan in enumerate(taken) if good[row]
+    ]
+    surprises = np.sort(chosen)[::-1]
+    allowed = _exceeding_allowed(len(surprises), wanted.max_false_reject, wanted.confidence)
     threshold = float(surprises[allowed])
     above = {
-        p: float(np.mean(t.surprise_of(np.asarray(scores_by_plan[p])) > threshold))
-        for p, t in tails.items()
+        plan: float(np.mean(tail.surprise_of(walks[plan].final[good]) > threshold))
+        for plan, tail in tails.items()
     }
     evidence = Promise(
         good=len(surprises),
         exceeding=int(np.sum(surprises > threshold)),
-        bound=error_bound(allowed, len(surprises), confidence),
-        max_false_reject=max_false_reject,
-        confidence=confidence,
-        date=date,
+        bound=error_bound(allowed, len(surprises), wanted.confidence),
+        max_false_reject=wanted.max_false_reject,
+        confidence=wanted.confidence,
+        date=wanted.date,
     )
-    return Entry(threshold=threshold, evidence=evidence, exceeding_by_plan=above, tails=tails)
+    plain = Entry(threshold=threshold, evidence=evidence, exceeding_by_plan=above, tails=tails)
+    return plain if wanted.max_changed is None else _with_exits(plain, walks, taken, wanted)
+
+
+def _with_exits(
+    entry: Entry, walks: Mapping[int, Walked], taken: Sequence[int], wanted: Wanted
+) -> Entry:
+    """The same entry with tails at cut points, and exits where their bound is kept."""
+    cut_tails = {
+        plan: {made: Tail.fit(walk.at(made)[walk.is_good].tolist()) for made in walk.cut_points}
+        for plan, walk in walks.items()
+    }
+    surprise = {
+        plan: Walks(
+            steps=(*walk.cut_points, walk.steps),
+            surprise=np.stack(
+                [
+                    *(tail.surprise_of(walk.at(made)) for made, tail in cut_tails[plan].items()),
+                    entry.tails[plan].surprise_of(walk.final),
+                ],
+                axis=1,
+            ),
+            is_good=walk.is_good,
+        )
+        for plan, walk in walks.items()
+    }
+    exits, promise = fit_exits(
+        surprise,
+        taken,
+        entry.threshold,
+        changed_max=wanted.max_changed or 0.0,
+        confidence=wanted.confidence,
+    )
+    return entry.model_copy(
+        update={"cut_tails": cut_tails, "exits": exits, "exit_evidence": promise}
+    )
 
 
 def fit_calibration(
     bundle: Bundle,
     backend: Backend,
     images_by_category: Mapping[str, Sequence[UInt8]],
+    wanted: Wanted = Wanted(),
     *,
-    max_false_reject: float = 0.05,
-    confidence: float = 0.95,
-    date: str = "",
     partly: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
-    """Run held-out good model inputs through every plan and the adaptive policy, and fit.
+    """Run held-out good model inputs along every plan, and fit.
 
     With good images of every category of the bundle, "unknown" is calibrated on an even share of
-    each, as many in all as the largest category has.
+    each, as many in all as the largest category has. For early exit every image is walked once more
+    with a synthetic anomaly.
     Raises BadData, before any image is run, where the data cannot carry the promise; with
     ``partly`` only where those of no category can, and the others stay without a threshold.
     """
     jobs = dict(images_by_category)
     if partly:
-        needed = good_images_needed(max_false_reject, confidence)
+        needed = good_images_needed(wanted.max_false_reject, wanted.confidence)
         jobs = {name: held for name, held in jobs.items() if len(held) >= needed} or jobs
-    _check_promise(bundle, jobs, max_false_reject, confidence)
+    _check_promise(bundle, jobs, wanted.max_false_reject, wanted.confidence)
     if set(images_by_category) == set(bundle.manifest.categories):
         jobs[UNKNOWN] = _of_each(images_by_category)
-    plans = [ADAPTIVE, *range(len(bundle.manifest.plans))]
+    plans = range(len(bundle.manifest.plans))
     total, done, entries = sum(map(len, jobs.values())) * len(plans), 0, {}
-    for category, images in jobs.items():
-        findings = {}
+    for category, good in jobs.items():
+        row = bundle.category_id(category)
+        odd = [] if wanted.max_changed is None else unlearned(good, row)
+        walks = {}
         for plan in plans:
-            findings[plan] = _findings(bundle, backend, category, images, plan)
-            done += len(images)
+            walks[plan] = _walked(bundle, backend, category, (good, odd), plan)
+            done += len(good)
             if progress:
                 progress(done, total)
-        adaptive = [(f.plan, f.anomaly_score) for f in findings.pop(ADAPTIVE)]
-        scores = {plan: [f.anomaly_score for f in found] for plan, found in findings.items()}
-        entries[category] = fit_entry(scores, adaptive, max_false_reject, confidence, date)
+        taken = plans_chosen(backend, row, [*good, *odd]).tolist()
+        entries[category] = fit_entry(walks, taken, wanted)
     return Calibration(bundle_id=bundle.bundle_id, entries={backend.key: entries})
 
 
@@ -148,18 +194,22 @@ def _refusal(what: str, good: int, max_false_reject: float, confidence: float) -
     )
 
 
-def _findings(
-    bundle: Bundle, backend: Backend, category: str, images: Sequence[UInt8], plan: int
-) -> list[Finding]:
-    from engines.inspector import Inspector, Part, inspect_all
-
-    row = bundle.category_id(category)
-    parts = [Part(str(i), row, category, image, plan) for i, image in enumerate(images)]
-    found = list(inspect_all(Inspector(backend), parts))
-    silent = [f for f in found if f.reason is not None or not math.isfinite(f.anomaly_score)]
-    if silent or len(found) != len(parts):
+def _walked(
+    bundle: Bundle,
+    backend: Backend,
+    category: str,
+    images: tuple[Sequence[UInt8], Sequence[UInt8]],
+    plan: int,
+) -> Walked:
+    """Good images and odd ones along one plan; BadData where an image gives no evidence."""
+    good, odd = images
+    row, looks = bundle.category_id(category), bool(odd)
+    scores = scores_along(backend, row, [*good, *odd], plan, looks=looks)
+    silent = int((~np.isfinite(scores[:, -1])).sum())
+    if silent:
         raise BadData(
-            f"{len(silent) or len(parts) - len(found)} of {len(parts)} good images of {category!r} "
+            f"{silent} of {len(scores)} good images of {category!r} "
             f"gave no evidence at plan {plan}; train the bundle again or remove those images"
         )
-    return found
+    held = bundle.manifest
+    return Walked(scores, np.arange(len(scores)) < len(good), held.steps_min, held.steps_unit)

@@ -21,6 +21,7 @@ from engines.contracts import ADAPTIVE, BadData, Decision, Finding
 from engines.dataset import Item, load_model_input, load_truth, named_categories, test_items
 from engines.inspector import Inspector, Part, inspect_all
 from engines.plots import artist
+from engines.scheduler import Policy, Scheduler
 from engines.tables import Measured, Number, Table, markdown_of, table_of
 
 if TYPE_CHECKING:
@@ -200,9 +201,9 @@ def _measure(
 ) -> list[Measured]:
     """Inspect one category's items, in the order of the folder."""
     findings: dict[int, Finding] = {}
-    for finding in inspect_all(
-        Inspector(backend), _parts(bundle, [item for item, _, _ in test], plan)
-    ):
+    exits = calibration.exit_rule(backend.key) if calibration else None
+    inspector = Inspector(backend, scheduler=Scheduler(Policy(), exits=exits))
+    for finding in inspect_all(inspector, _parts(bundle, [item for item, _, _ in test], plan)):
         findings[int(finding.frame_id)] = finding
         tick()
     return [

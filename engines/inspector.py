@@ -108,6 +108,8 @@ class Inspector:
                 return self._attempt(turn.jobs, self._start, self._scheduler.started)
             case "step":
                 return self._attempt(turn.jobs, self._step, self._scheduler.stepped)
+            case "look":
+                return self._finished(turn.jobs, self._scheduler.looked)
             case "finish":
                 return self._finished(turn.jobs)
             case "drop":
@@ -144,13 +146,20 @@ class Inspector:
         self._scheduler.costs.note(graph, len(slots), self._clock() - began_ns)
         return answer
 
-    def _finished(self, jobs: Sequence[Job]) -> list[Finding]:
+    def _finished(
+        self,
+        jobs: Sequence[Job],
+        leaving: Callable[[Sequence[Job], Evidence], Sequence[Job]] = lambda jobs, _: jobs,
+    ) -> list[Finding]:
+        """Evidence of jobs; those that are ``leaving`` with it are findings."""
         findings: list[Finding] = []
 
         def leave(done: Sequence[Job], evidence: Evidence) -> None:
+            gone = {job.slot for job in leaving(done, evidence)}
             for row, job in enumerate(done):
-                findings.append(_finding(job, evidence, row))
-                self._release(job)
+                if job.slot in gone:
+                    findings.append(_finding(job, evidence, row))
+                    self._release(job)
 
         failures = self._attempt(jobs, self._finish, leave)
         return findings + failures

@@ -29,6 +29,7 @@ class Job:
     steps: int = 0
     is_running: bool = False  # it has started
     is_cut: bool = False  # it leaves at this cut point, short of its plan
+    looked_at: int = -1  # calls made when its evidence was last looked at
 
     @property
     def request(self) -> int:
@@ -45,6 +46,6 @@ class Job:
 class Turn:
     """One decision: these jobs, through this graph, now; or nobody."""
 
-    kind: Literal["drop", "start", "step", "finish", "wait"]
+    kind: Literal["drop", "start", "step", "look", "finish", "wait"]
     jobs: tuple[Job, ...] = ()
     until_ns: float = math.inf  # of "wait": when to ask again if nothing arrives

@@ -91,6 +91,7 @@ class TrainSettings(BaseModel):
     precisions: tuple[Literal["f32", "bf16"], ...] = ("f32", "bf16")  # to calibrate OpenVINO for
     max_false_reject: float = Field(default=0.05, gt=0, lt=1)
     confidence: float = Field(default=0.95, gt=0, lt=1)
+    early_exit: float = Field(default=0.0, ge=0, lt=1)  # verdicts it may change; 0 = none
     seed: int = 0
     snapshots: int = Field(default=0, ge=0)  # weights kept along the way, for a learning curve
 

@@ -27,7 +27,8 @@ from engines.jobs import Job, Turn
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from engines.contracts import Progress
+    from engines.calibration import ExitRule
+    from engines.contracts import Evidence, Progress
 
 AROUND: tuple[GraphName, ...] = (
     "start",
@@ -65,11 +66,16 @@ class Scheduler:
     """
 
     def __init__(
-        self, policy: Policy, costs: CostTable | None = None, depths: Depths | None = None
+        self,
+        policy: Policy,
+        costs: CostTable | None = None,
+        depths: Depths | None = None,
+        exits: ExitRule | None = None,
     ) -> None:
         self.costs = CostTable() if costs is None else costs
         self._policy = policy
         self._depths = depths
+        self._exits = exits
         self._mix = None if depths is None else DepthMix(depths)
         self._waiting: list[Job] = []  # by due time
         self._running: list[Job] = []  # by due time
@@ -112,6 +118,14 @@ class Scheduler:
             empty = max(0, self._policy.batch_max - len(jobs))
             self._idle_ns += empty * self.costs.row_ns("step", self._policy.batch_max)
 
+    def looked(self, jobs: Sequence[Job], evidence: Evidence) -> list[Job]:
+        """Those whose verdict no further step can change; they leave with this evidence."""
+        for row, job in enumerate(jobs):
+            job.looked_at, score = job.steps, float(evidence.anomaly_score[row])
+            decides = self._exits is not None and self._exits.decides
+            job.is_cut = bool(decides and decides(job.category, job.plan, job.steps, score))
+        return [job for job in jobs if job.is_cut]
+
     def leave(self, job: Job) -> None:
         """A job has its finding, or is given up."""
         (self._running if job.is_running else self._waiting).remove(job)
@@ -131,11 +145,19 @@ class Scheduler:
         joining = () if stepping and self._owes_step else self._joining(walking, prices, now_ns)
         if done and (joining or not self._may_linger(done, walking, prices, now_ns)):
             return Turn("finish", self._sharing("finish", done))
+        if asking := [job for job in walking if self._asks(job)]:
+            return Turn("look", self._sharing("finish", asking))
         if joining and not self._is_step_urgent(joining, prices, now_ns):
             return Turn("start", joining)
         if stepping:
             return Turn("step", stepping)
         return Turn("wait", until_ns=self._patience_ends_ns(prices))
+
+    def _asks(self, job: Job) -> bool:
+        """Whether a job stands where it may leave early, and was not looked at there."""
+        if self._exits is None or job.looked_at == job.steps or job.asked != ADAPTIVE:
+            return False
+        return self._exits.asks(job.category, job.plan, job.steps)
 
     def _all(self) -> Iterator[Job]:
         yield from self._running

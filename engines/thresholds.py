@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from engines.backend import open_backend
 from engines.bundle import CALIBRATION, Bundle, open_bundle
 from engines.calibration import Calibration
-from engines.calibration_fit import fit_calibration
+from engines.calibration_fit import Wanted, fit_calibration
 from engines.contracts import BadData, InspectionError
 from engines.parity import compare
 from engines.parity_set import choose_frames, has_frames, load_frames, save_frames
@@ -82,9 +82,7 @@ def calibrate_bundle(
     *,
     backend: str,
     precision: str,
-    max_false_reject: float,
-    confidence: float,
-    date: str = "",
+    wanted: Wanted,
     progress: Progress = lambda *_: None,
 ) -> Calibration:
     """Fit thresholds on the good images of ``data`` that the bundle was not trained on, and save.
@@ -103,9 +101,7 @@ def calibrate_bundle(
             bundle,
             engine,
             images,
-            max_false_reject=max_false_reject,
-            confidence=confidence,
-            date=date,
+            wanted,
             progress=lambda done, total: progress("calibrate", done / total, f"{done} frames"),
         )
     older = bundle.calibration()
@@ -170,9 +166,12 @@ def _calibrated(
             bundle,
             engine,
             held_out,
-            max_false_reject=settings.max_false_reject,
-            confidence=settings.confidence,
-            date=date,
+            Wanted(
+                settings.max_false_reject,
+                settings.confidence,
+                settings.early_exit or None,
+                date,
+            ),
             partly=True,
             progress=lambda done, total: progress(
                 "calibrate", done / total, f"{' '.join(engine_name)}: {done} frames"

@@ -143,6 +143,7 @@ class WorkerSettings(Settings):
     batch_max: PositiveInt = 16
     plan: int = Field(default=ADAPTIVE, ge=ADAPTIVE)
     margin_ms: PositiveInt = 20  # a finding must be there so long before its gate
+    early_exit: bool = True  # rows leave where no further step can change their verdict
     fill_ms: NonNegativeInt = 0  # a frame waits so long for company while nothing else is to do
     renew_ms: PositiveInt = 200  # how often the loop says that its entries are alive
     reclaim_idle_ms: PositiveInt = 1000  # a pending entry this long unrenewed is taken over

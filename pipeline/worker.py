@@ -15,8 +15,9 @@ from contextlib import closing
 
 from engines.backend import open_backend
 from engines.bundle import Bundle, open_bundle
+from engines.calibration import Calibration
 from engines.contracts import BadBundle
-from engines.costs import measure_costs
+from engines.costs import CostTable, measure_costs
 from engines.depths import Depths
 from engines.inspector import Inspector
 from engines.scheduler import Policy, Scheduler
@@ -66,9 +67,7 @@ def run_worker(settings: LineSettings, stop: threading.Event) -> None:
             stream, frames, _judge(settings, bundle, backend.key), consumer, chosen.slots
         ) as verdicts,
     ):
-        scheduler = Scheduler(
-            policy_of(chosen), measure_costs(backend, stream.now_ns), Depths.of(bundle.manifest)
-        )
+        scheduler = _scheduler(chosen, bundle, backend.key, measure_costs(backend, stream.now_ns))
         inspect(frames, Inspector(backend, scheduler=scheduler, clock=stream.now_ns), verdicts)
 
 
@@ -81,22 +80,33 @@ def inspect(frames: FrameReader, inspector: Inspector, verdicts: VerdictWriter) 
         frames.beat()
 
 
-def policy_of(settings: WorkerSettings) -> Policy:
-    """What the line's settings say of time, for the scheduler."""
-    return Policy(
+def _scheduler(
+    settings: WorkerSettings, bundle: Bundle, backend_key: str, costs: CostTable
+) -> Scheduler:
+    """The policy of a line's settings over what the bundle can do on this backend."""
+    policy = Policy(
         batch_max=settings.batch_max,
         margin_ns=settings.margin_ms * 1_000_000,
         fill_ns=settings.fill_ms * 1_000_000,
     )
+    exits = calibrated(bundle).exit_rule(backend_key)
+    depths = Depths.of(bundle.manifest, can_cut=exits.can_cut)
+    return Scheduler(policy, costs, depths, exits if settings.early_exit else None)
 
 
 def _judge(settings: LineSettings, bundle: Bundle, backend_key: str) -> Judge:
     """What findings are weighed against; an uncalibrated bundle is refused before any frame."""
+    calibration = calibrated(bundle)
+    named = categories_needed(bundle, [camera.category for camera in settings.cameras])
+    calibration.require(backend_key, named, bundle.bundle_id)
+    return Judge(calibration, bundle.bundle_id, backend_key, calibration.calibration_id)
+
+
+def calibrated(bundle: Bundle) -> Calibration:
+    """The thresholds of a bundle; BadBundle where it has none."""
     calibration = bundle.calibration()
     if calibration is None:
         raise BadBundle(
             f"bundle {bundle.folder} is not calibrated; run assayline calibrate with good images"
         )
-    named = categories_needed(bundle, [camera.category for camera in settings.cameras])
-    calibration.require(backend_key, named, bundle.bundle_id)
-    return Judge(calibration, bundle.bundle_id, backend_key, calibration.calibration_id)
+    return calibration

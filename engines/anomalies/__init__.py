@@ -7,6 +7,7 @@ from engines.anomalies.pasting import cut_paste
 from engines.anomalies.regions import perlin_mask
 from engines.anomalies.synthesis import Anomaly, synthesize, synthesize_as_glad
 from engines.anomalies.textures import self_shuffled
+from engines.anomalies.unlearned import unlearned
 
 __all__ = [
     "Anomaly",
@@ -15,4 +16,5 @@ __all__ = [
     "self_shuffled",
     "synthesize",
     "synthesize_as_glad",
+    "unlearned",
 ]

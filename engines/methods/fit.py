@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engines.anomalies import cut_paste, synthesize_as_glad
+from engines.anomalies import unlearned
 from engines.backend import SEED_MASK
 from engines.dataset import evenly
 from engines.images import image_seed
@@ -23,15 +23,12 @@ from engines.methods.shares import TABLES, fit_shares
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engines.contracts import UInt8
     from engines.methods.latent import LatentMethod
     from engines.methods.method import State
 
-OPACITY = (0.1, 0.7)  # of the anomalies that shares are fitted on: gross ones are plain to all
 PIECES = {table: name for name, table in TABLES.items()}  # tables -> evidence
 SPREAD_QUANTILE, SPREAD_MIN = 0.9, 0.02
 WHITENING_IMAGES = 32  # of each category
-TRIES = 8
 BATCH = 16
 
 
@@ -85,7 +82,7 @@ def fit_scales(method: LatentMethod, images: Sequence[Tensor], categories: Seque
         method.fit_constants(walked, category)
         _fit_category(method, walked, category)
         good.append(walked)
-        anomalous = torch.from_numpy(np.stack(_anomalies(image.numpy(), category)))
+        anomalous = torch.from_numpy(np.stack(unlearned(list(image.numpy()), category)))
         odd.append(walk_all(method, anomalous, category))
     _fit_unknown(method, categories)
     fit_shares(method, good, odd)
@@ -108,34 +105,6 @@ def _walk(method: LatentMethod, image: Tensor, category: int, plan: int) -> Stat
 def seeds_of(images: Tensor) -> Tensor:
     """Seed of each image u8 [B, H, W, 3], i64 [B], as every backend takes it."""
     return torch.tensor([image_seed(image) & SEED_MASK for image in images.numpy()])
-
-
-def _anomalies(images: UInt8, seed: int) -> list[UInt8]:
-    """Every image with a synthetic anomaly of a kind that no scorer learned from, in turn.
-
-    A scorer that were weighed on its own kind of anomalies would always seem the best evidence.
-    """
-    rng = np.random.default_rng(seed)
-    return [
-        _pasted(image, images[rng.integers(len(images))], rng) if row % 2 else _shuffled(image, rng)
-        for row, image in enumerate(images)
-    ]
-
-
-def _pasted(image: UInt8, donor: UInt8, rng: np.random.Generator) -> UInt8:
-    """A faint patch of another part: a gross one would be plain to all evidence."""
-    odd = cut_paste(image, donor, rng).astype(np.float32)
-    mixed = image + rng.uniform(*OPACITY) * (odd - image)
-    return np.clip(mixed, 0, 255).astype(np.uint8)
-
-
-def _shuffled(image: UInt8, rng: np.random.Generator) -> UInt8:
-    """GLAD's anomaly; its mask may be empty, so it is drawn until it is not."""
-    for _ in range(TRIES):
-        made = synthesize_as_glad(image, rng)
-        if made.mask.any():
-            break
-    return made.image
 
 
 def _fit_category(method: LatentMethod, states: Sequence[State], category: int) -> None:

@@ -103,6 +103,10 @@ def calibrate(
     data: Data,
     max_false_reject: Annotated[float, typer.Option(help="Promised false-reject rate.")] = 0.05,
     confidence: Annotated[float, typer.Option(help="Confidence of the promise.")] = 0.95,
+    early_exit: Annotated[
+        float,
+        typer.Option(min=0, max=0.5, help="Verdicts that leaving early may change; 0 = none."),
+    ] = 0.05,
     category: Category = None,
     backend: BackendName = "openvino",
     precision: Precision = "auto",
@@ -111,6 +115,7 @@ def calibrate(
 
     Example: assayline calibrate runs/tiles data/tiles --max-false-reject 0.02
     """
+    from engines.calibration_fit import Wanted
     from engines.thresholds import calibrate_bundle
 
     with stages() as progress:
@@ -120,9 +125,7 @@ def calibrate(
             category,
             backend=backend,
             precision=precision,
-            max_false_reject=max_false_reject,
-            confidence=confidence,
-            date=_today(),
+            wanted=Wanted(max_false_reject, confidence, early_exit or None, _today()),
             progress=progress,
         )
     for key, entries in calibration.entries.items():
@@ -132,6 +135,8 @@ def calibrate(
                 f"{key} {name}: fail above surprise {entry.threshold:.3f}; false rejects at most "
                 f"{e.bound:.1%} with confidence {e.confidence:.0%} ({e.exceeding} of {e.good} good)"
             )
+            if (early := entry.exit_evidence) is not None:
+                out.print(f"  {early.sentence(is_used=bool(entry.exits))}")
 
 
 def _today() -> str:

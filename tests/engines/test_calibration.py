@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from engines.bounds import error_bound
 from engines.calibration import Calibration, Entry, load_calibration
-from engines.calibration_fit import fit_calibration, fit_entry, good_images_needed
+from engines.calibration_fit import Wanted, fit_calibration, fit_entry, good_images_needed
 from engines.contracts import (
     BadBundle,
     BadData,
@@ -28,6 +29,7 @@ from engines.contracts import (
 )
 from engines.masks import mask_of, regions
 from engines.tail import Tail
+from engines.trajectories import Walked
 
 if TYPE_CHECKING:
     from engines.bundle import Bundle
@@ -81,7 +83,9 @@ def bundle_of(*categories: str) -> Bundle:
     """As much of a bundle as a calibration reads."""
     bundle = SimpleNamespace(
         bundle_id="0123456789ab",
-        manifest=SimpleNamespace(categories=categories, plans=(None,) * PLANS),
+        manifest=SimpleNamespace(
+            categories=categories, plans=(None,) * PLANS, steps_min=0, steps_unit=1
+        ),
         category_id=lambda name: [*categories, name].index(name),
     )
     return cast("Bundle", bundle)
@@ -98,6 +102,13 @@ def finding(score: float, plan: int = 0, category: str = "disc") -> Finding:
     anomaly_map = np.zeros((4, 4), np.float32)
     anomaly_map[1, 2] = score
     return Finding("cam/1-1", category, anomaly_map, score, plan, plan, plan, plan)
+
+
+def entry_of(good: Sequence[float], max_false_reject: float, confidence: float) -> Entry:
+    """The entry of parts that make no step."""
+    scores = np.array(good)[:, None]
+    walk = Walked(scores, np.ones(len(good), np.bool_))
+    return fit_entry({0: walk}, [0] * len(good), Wanted(max_false_reject, confidence))
 
 
 def calibration_of(entry: Entry) -> Calibration:
@@ -167,7 +178,7 @@ def test_calibration_meets_its_bound_on_its_own_data(
     good: list[float], max_false_reject: float, confidence: float
 ) -> None:
     """No more good parts exceed the threshold than the bound of the promise allows."""
-    entry = fit_entry({0: good}, [(0, s) for s in good], max_false_reject, confidence)
+    entry = entry_of(good, max_false_reject, confidence)
     calibration = calibration_of(entry)
     decisions = [calibration.judge(finding(s), KEY).decision for s in good]
     assert decisions.count(Decision.FAIL) == entry.evidence.exceeding
@@ -177,7 +188,7 @@ def test_calibration_meets_its_bound_on_its_own_data(
 def test_the_threshold_is_the_lowest_that_keeps_the_promise() -> None:
     """200 good scores allow 4 above a 5 % promise at 95 % confidence: the bound with 5 is 5.2 %."""
     good = np.random.default_rng(1).normal(size=200).tolist()
-    entry = fit_entry({0: good}, [(0, s) for s in good], 0.05, 0.95)
+    entry = entry_of(good, 0.05, 0.95)
     assert entry.evidence.exceeding == 4
     assert error_bound(5, 200, 0.95) > 0.05
 
@@ -188,7 +199,7 @@ def test_the_promise_holds_on_parts_never_seen() -> None:
     broken = 0
     for _ in range(200):
         good = draws.normal(size=100)
-        entry = fit_entry({0: good.tolist()}, [(0, s) for s in good], 0.05, 0.9)
+        entry = entry_of(good.tolist(), 0.05, 0.9)
         limit = entry.tails[0].score_at(entry.threshold)
         broken += 0.5 * math.erfc(limit / math.sqrt(2)) > 0.05
     assert broken / 200 <= 0.15
@@ -200,7 +211,7 @@ def test_a_promise_that_the_data_cannot_carry_is_refused() -> None:
     with pytest.raises(BadData, match=r"'disc' has 58 .* needs 59"):
         fit_calibration(bundle_of("disc"), Contrast(), {"disc": images(58)})
     with pytest.raises(BadData, match="needs 59"):
-        fit_entry({0: [1.0] * 58}, [(0, 1.0)] * 58, 0.05, 0.95)
+        entry_of([1.0] * 58, 0.05, 0.95)
 
 
 def test_a_category_that_the_bundle_does_not_know_is_refused() -> None:
@@ -232,7 +243,7 @@ def test_raising_the_threshold_never_fails_a_passed_part(
     good: list[float], score: float, a: float, b: float
 ) -> None:
     """What passes at a threshold passes at every higher one."""
-    entry = fit_entry({0: good}, [(0, s) for s in good], 0.2, 0.9)
+    entry = entry_of(good, 0.2, 0.9)
     low, high = (
         calibration_of(entry.model_copy(update={"threshold": t})).judge(finding(score), KEY)
         for t in sorted((a, b))

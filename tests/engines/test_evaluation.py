@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engines.calibration import Calibration
-from engines.calibration_fit import fit_calibration
+from engines.calibration_fit import Wanted, fit_calibration
 from engines.contracts import (
     BadConfig,
     BadData,
@@ -131,7 +131,12 @@ def bundle_of(calibration: Calibration | None = None) -> Bundle:
     bundle = SimpleNamespace(
         bundle_id="0123456789ab",
         manifest=SimpleNamespace(
-            method="brightness", categories=known, plans=plans, image_size=(SIZE, SIZE)
+            method="brightness",
+            categories=known,
+            plans=plans,
+            image_size=(SIZE, SIZE),
+            steps_min=0,
+            steps_unit=1,
         ),
         category_id=lambda name: [*known, name].index(name),
         category_name=lambda name: name if name in known else "unknown",
@@ -144,7 +149,7 @@ def bundle_of(calibration: Calibration | None = None) -> Bundle:
 def bundle() -> Bundle:
     """A bundle calibrated on held-out good parts."""
     held_out = {name: [part(i)[0] for i in range(60)] for name in ("board", "disc")}
-    return bundle_of(fit_calibration(bundle_of(), Brightness(), held_out, max_false_reject=0.1))
+    return bundle_of(fit_calibration(bundle_of(), Brightness(), held_out, Wanted(0.1)))
 
 
 @pytest.fixture(scope="module")

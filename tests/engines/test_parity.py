@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engines.backend_torch import TorchBackend
 from engines.bundle import Bundle
-from engines.calibration_fit import fit_calibration
+from engines.calibration_fit import Wanted, fit_calibration
 from engines.contracts import BadBundle, ParityError
 from engines.parity import Limit, ParityReport, build_and_compare, compare
 from tests.engines.exported import Exported, build_sketch, draw_parts, exported, sealed
@@ -125,7 +125,7 @@ def test_limits_come_from_the_calibration(bundle: Bundle, sketch: Exported) -> N
     good = [part.image for part in draw_parts(sketch.method, 16, seed=22)]
     backend = TorchBackend(sketch.method)
     images = {"part-0": good, "part-1": good}
-    calibration = fit_calibration(bundle, backend, images, max_false_reject=0.3)
+    calibration = fit_calibration(bundle, backend, images, Wanted(0.3))
     path = bundle.path("calibration.json")
     calibration.save(path)
     try:

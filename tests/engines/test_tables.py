@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from engines.calibration import Calibration
-from engines.calibration_fit import fit_entry
+from engines.calibration_fit import Wanted, fit_entry
 from engines.contracts import Finding
 from engines.dataset import GOOD, Item
 from engines.images import decode_map, encode_map
 from engines.tables import Measured
+from engines.trajectories import Walked
 
 KEY = "numpy:f32"
 GOOD_SCORES = np.linspace(1.0, 3.0, 80)
@@ -22,9 +23,9 @@ SCALES = {0: (1.0, 0.0), 1: (4.0, 0.0), 2: (0.5, -9.0)}  # plan -> factor and of
 @pytest.fixture(scope="module")
 def calibration() -> Calibration:
     """Three plans that see the same; the last one's scores are all below zero."""
-    scores = {plan: (a * GOOD_SCORES + b).tolist() for plan, (a, b) in SCALES.items()}
-    adaptive = [(0, float(score)) for score in GOOD_SCORES]
-    entry = fit_entry(scores, adaptive, max_false_reject=0.1, confidence=0.9)
+    is_good = np.ones(len(GOOD_SCORES), np.bool_)
+    walks = {p: Walked((a * GOOD_SCORES + b)[:, None], is_good) for p, (a, b) in SCALES.items()}
+    entry = fit_entry(walks, [0] * len(GOOD_SCORES), Wanted(0.1, 0.9))
     return Calibration(bundle_id="b", entries={KEY: {"nut": entry}})
 
 
