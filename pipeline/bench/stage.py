@@ -121,6 +121,7 @@ def _watched_cpu(
             seen.looks.append(Look(time.monotonic(), len(seen.decided_ns), roles.cpu_s()))
             if idle_s is not None and _quiet_s(seen) > idle_s:
                 stop.set()
+                return  # how the line ends is no part of its idling
 
     with Lane("cpu", watch):
         yield

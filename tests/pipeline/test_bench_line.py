@@ -121,3 +121,11 @@ def test_a_real_line_answers_and_is_gone() -> None:
     assert found.residual == 0
     assert {role for look in found.looks for role in look.cpu_s} == set(ROLES)
     assert set(psutil.Process().children()) <= before
+
+
+@needs_demo
+def test_an_idle_line_is_watched_until_it_is_told_to_stop() -> None:
+    """One part comes, and then nothing for the time asked; what ending costs is not looked at."""
+    found = run_stage(DEMO, None, 1e-4, 0.5)
+    assert len(found.decided_ns) == 1
+    assert found.looks[-1].cpu_s.keys() == set(ROLES)
