@@ -1,9 +1,10 @@
 """Exposures at full size, kept at their camera for a while, so that rejected parts can be archived.
 
 A ring of files in the memory of this host, bounded by bytes: the oldest makes room. A file appears
-whole, under the id of its frame, and is there before the frame can have a verdict; who has opened
-it reads it to its end, whatever becomes of its name. The archive runs on the same host; one
-elsewhere finds nothing, and counts that.
+whole, under the id of its frame, and is there before the frame can have a verdict. An old file of
+the right size is written over, since memory fresh from the system costs four times the copy; it
+loses its name first, so a reader who finds the name after reading has read what it stands for. The
+archive runs on the same host; one elsewhere finds nothing, and counts that.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Originals:
 
     def __init__(self, run_dir: Path, camera: str, max_bytes: int) -> None:
         self._folder = originals_folder(run_dir, camera)
+        self._fresh = self._folder / "fresh"
         self._camera = camera
         self._max_bytes = max_bytes
         self._bytes = 0
@@ -52,17 +54,16 @@ class Originals:
         if size > self._max_bytes:
             self._miss("large")
             return
-        self._make_room(size)
         name = f"{split_frame_id(frame_id)[1]}{SUFFIX}"
-        fresh = self._folder / "fresh"
         try:
-            with fresh.open("wb", buffering=0) as file:
+            self._make_room(size)
+            with self._fresh.open("r+b" if self._fresh.exists() else "wb", buffering=0) as file:
                 written = file.write(header) + file.write(np.ascontiguousarray(image).data)
             if written != size:
                 raise OSError("part of it")
-            fresh.rename(self._folder / name)
+            self._fresh.rename(self._folder / name)
         except OSError:
-            fresh.unlink(missing_ok=True)
+            self._fresh.unlink(missing_ok=True)
             self._miss("full")
             return
         self._kept[name] = size
@@ -76,14 +77,18 @@ class Originals:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _make_room(self, size: int) -> None:
+        """Forget the oldest until ``size`` fits; one of that size becomes the fresh file."""
         while self._kept and self._bytes + size > self._max_bytes:
             name, freed = self._kept.popitem(last=False)
-            (self._folder / name).unlink(missing_ok=True)
             self._bytes -= freed
+            if freed == size:
+                (self._folder / name).rename(self._fresh)
+            else:
+                (self._folder / name).unlink(missing_ok=True)
 
     def _take_stock(self) -> None:
         """Go on with what a start before this one has left; a file it was writing goes."""
-        (self._folder / "fresh").unlink(missing_ok=True)
+        self._fresh.unlink(missing_ok=True)
         for path in sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
             self._kept[path.name] = path.stat().st_size
             self._bytes += self._kept[path.name]
@@ -100,7 +105,9 @@ def original_of(run_dir: Path, frame_id: str) -> UInt8 | None:
     try:
         if not is_ours(folder):
             return None
-        content = (folder / f"{entry_id}{SUFFIX}").read_bytes()
+        path = folder / f"{entry_id}{SUFFIX}"
+        content = path.read_bytes()
+        path.stat()
     except OSError:
         return None
     if len(content) < HEADER.size:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +64,32 @@ def test_the_oldest_makes_room(run_dir: Path) -> None:
         originals.keep("left/1-5", exposure(5))
         assert kept(run_dir, range(9)) == [3, 4, 5]
         assert sum(p.stat().st_size for p in originals_folder(run_dir, "left").iterdir()) == 3 * ONE
+
+
+def test_a_reader_never_gets_the_exposure_of_another_frame(run_dir: Path) -> None:
+    """While another thread writes over the oldest, an original is its own or gone."""
+    size = (400, 500)
+    stop, newest, outcomes = threading.Event(), [0], {True: 0, False: 0}
+    with Originals(run_dir, "left", 2 * (HEADER.size + 400 * 500 * 3)) as originals:
+
+        def write() -> None:
+            for number in itertools.count(1):
+                if stop.is_set():
+                    return
+                originals.keep(f"left/1-{number}", np.full((*size, 3), number % 251, np.uint8))
+                newest[0] = number
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        until = time.monotonic() + 30
+        while min(outcomes.values()) < 20 and time.monotonic() < until:
+            number = newest[0] - 1  # the one that is written over next
+            image = original_of(run_dir, f"left/1-{number}") if number > 0 else None
+            outcomes[image is not None] += 1
+            assert image is None or (image == number % 251).all()
+        stop.set()
+        writer.join()
+    assert min(outcomes.values()) >= 20
 
 
 def test_an_exposure_beyond_the_limit_is_counted(run_dir: Path) -> None:
