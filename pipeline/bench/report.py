@@ -65,7 +65,7 @@ class Report:
         results = Table(show_edge=False, title="results", title_justify="left")
         for column in ("name", "value", "unit", "against", "ratio"):
             justify: JustifyMethod = "right" if column in {"value", "ratio"} else "left"
-            results.add_column(column, justify=justify, no_wrap=column == "name")
+            results.add_column(column, justify=justify, no_wrap=column in {"name", "unit"})
         for one in self.results:
             value, ratio = _digits(one.value), f"{one.ratio:.2f}"
             results.add_row(one.name, value, one.unit, one.against, ratio)
