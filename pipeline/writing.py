@@ -5,8 +5,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from engines.contracts import Finding
 from pipeline.judging import Answer, Judge
@@ -16,7 +17,16 @@ from pipeline.stream import Stream
 from pipeline.telemetry import facts
 
 LOOK_S = 0.05
+TOGETHER = 8  # answers in one round trip, at most
 GRACE_S = 5.0  # how long a lost server holds up the end of the process
+
+
+class Judged(NamedTuple):
+    """A finding on its way to the stream."""
+
+    held: Held
+    answer: Answer
+    began_s: float
 
 
 class VerdictWriter:
@@ -30,6 +40,7 @@ class VerdictWriter:
         self._judge = judge
         self._consumer = consumer
         self._findings: queue.Queue[tuple[Finding, int]] = queue.Queue(2 * slots)
+        self._judged: list[Judged] = []
         self._give_up = threading.Event()
         self._lane = Lane("write", self._write_on)
 
@@ -68,26 +79,31 @@ class VerdictWriter:
                 finding, found_ns = self._findings.get(timeout=LOOK_S)
             except queue.Empty:
                 continue
-            self._answer(finding, found_ns)
+            self._judged.append(self._weigh(finding, found_ns))
+            # Findings of one turn share a round trip; they wait for one picture at most.
+            has_picture = bool(self._judged[-1].answer.picture_png)
+            if self._findings.empty() or has_picture or len(self._judged) >= TOGETHER:
+                self._send_judged()
 
-    def _answer(self, finding: Finding, found_ns: int) -> None:
+    def _weigh(self, finding: Finding, found_ns: int) -> Judged:
         held = self._frames.held(finding.frame_id)
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         answer = self._judge.answer(
             held.entry, finding, self._stream.now_ns(), _stages_ms(held, found_ns)
         )
-        written = outlasting_loss("inspect", self._give_up)(self._send, held, answer)
-        self._frames.release(finding.frame_id)
-        self._note(answer, written, (time.perf_counter() - began) * 1e3)
+        return Judged(held, answer, began_s)
 
-    def _send(self, held: Held, answer: Answer) -> bool:
-        return self._stream.answer(
-            held.delivery,
+    def _send_judged(self) -> None:
+        written = outlasting_loss("inspect", self._give_up)(self._send, self._judged)
+        for one, was_written in zip(self._judged, written, strict=True):
+            self._frames.release(one.answer.verdict.frame_id)
+            self._note(one.answer, was_written, (time.perf_counter() - one.began_s) * 1e3)
+        self._judged.clear()
+
+    def _send(self, judged: Sequence[Judged]) -> list[bool]:
+        return self._stream.answer_all(
             self._consumer,
-            answer.verdict,
-            answer.mask_png,
-            answer.picture_png,
-            map_png=answer.map_png,
+            [(one.held.delivery, one.answer.verdict, _pictures(one.answer)) for one in judged],
         )
 
     def _note(self, answer: Answer, written: bool, write_ms: float) -> None:
@@ -120,4 +136,12 @@ def _stages_ms(held: Held, found_ns: int) -> dict[str, float]:
     return {
         "queue": max(0.0, (held.read_ns - held.entry.captured_ns) / 1e6),
         "inspect": max(0.0, (found_ns - held.read_ns) / 1e6),
+    }
+
+
+def _pictures(answer: Answer) -> dict[str, bytes]:
+    return {
+        "mask_png": answer.mask_png,
+        "picture_png": answer.picture_png,
+        "map_png": answer.map_png,
     }
