@@ -34,6 +34,7 @@ class Asked:
     frames: int = 200  # through the line
     rate_hz: float = 5.0  # of each camera, for `capacity`
     gate_ms: float = 500.0
+    full: bool = False  # `scheduler`: as many frames as its promises name
     folder: Path = FOLDER  # where reports are kept
 
 
@@ -73,10 +74,9 @@ def _engine(asked: Asked) -> Report:
 
 
 def _scheduler(asked: Asked) -> Report:
-    del asked
-    from pipeline.bench.scheduler import bench_scheduler
+    from pipeline.bench.scheduler import Frames, bench_scheduler
 
-    return bench_scheduler()
+    return bench_scheduler(Frames.full() if asked.full else Frames())
 
 
 def _line(asked: Asked) -> Report:

@@ -32,6 +32,7 @@ from pipeline.bench.arrivals import (
     stub_line,
 )
 from pipeline.bench.machine import machine_facts
+from pipeline.bench.marked import swaps_through_redis
 from pipeline.bench.report import Report, Result
 
 if TYPE_CHECKING:
@@ -54,9 +55,15 @@ class Frames:
 
     saturation: int = 20_000
     identity: int = 100_000
-    load_s: float = 20.0  # of each load
-    on_time: int = 100_000
+    through_redis: int = 2_000
+    load_s: float = 10.0  # of each load
+    on_time: int = 20_000
     on_time_real: int = 3_000
+
+    @classmethod
+    def full(cls) -> Frames:
+        """As many as it takes to show what is promised."""
+        return cls(identity=1_000_000, through_redis=50_000, on_time=100_000, on_time_real=30_000)
 
 
 def bench_scheduler(frames: Frames = Frames()) -> Report:
@@ -64,6 +71,7 @@ def bench_scheduler(frames: Frames = Frames()) -> Report:
     full_hz, results = in_flight(frames.saturation)
     results += last_part()
     results += identity(frames.identity)
+    results += identity_through_redis(frames.through_redis)
     results += under_load(full_hz, frames.load_s)
     results += on_time(full_hz, frames.on_time, VirtualClock, "virtual")
     results += on_time(full_hz, frames.on_time_real, RealClock, "real")
@@ -149,6 +157,14 @@ def identity(frames: int) -> list[Result]:
     answers = feed(line, backlog(line, frames), PATIENT_MS)
     swapped = sum(not answer.is_own for answer in answers)
     return [Result("scheduler.swaps", swapped, f"of {frames:,} frames", "none", float(not swapped))]
+
+
+def identity_through_redis(frames: int) -> list[Result]:
+    """The same through a server, a reader and a writer."""
+    count, swapped = swaps_through_redis(frames)
+    wrong = swapped + frames - count
+    told = f"of {frames:,} frames"
+    return [Result("scheduler.swaps.redis", wrong, told, "none", float(not wrong))]
 
 
 def under_load(full_hz: float, seconds: float) -> list[Result]:

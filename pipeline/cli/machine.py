@@ -45,6 +45,9 @@ def bench(
     frames: Annotated[int, typer.Option(min=20, help="Frames through the line.")] = 200,
     rate: Annotated[float, typer.Option(min=0.01, help="capacity: Hz of each camera.")] = 5.0,
     gate: Annotated[float, typer.Option(min=1, help="capacity: ms from exposure to gate.")] = 500.0,
+    full: Annotated[
+        bool, typer.Option("--full", help="scheduler: a million frames, for minutes.")
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write JSON here as well as to runs/bench.")
     ] = None,
@@ -55,7 +58,7 @@ def bench(
     """
     from pipeline.bench import Asked, print_bench, run_bench
 
-    result = run_bench(what, Asked(bundle, data, frames, rate, gate))
+    result = run_bench(what, Asked(bundle, data, frames, rate, gate, full))
     print_bench(result, out)
     if json_file is not None:
         result.write(json_file)
