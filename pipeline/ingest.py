@@ -67,6 +67,8 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
                 intake.wait_for_room(stop)
         finally:
             intake.finish(stop)
+            if originals and journal.owed:  # the next start, or the line, removes them
+                originals.leave()
 
 
 def _ring(

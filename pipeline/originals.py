@@ -29,7 +29,10 @@ SUFFIX = ".rgb"
 
 
 class Originals:
-    """The writing end, one per camera; ``with`` removes what is left unless an error ends it."""
+    """The writing end, one per camera; ``with`` removes what is left unless it is still needed.
+
+    It is needed after an error, and after ``leave``.
+    """
 
     def __init__(self, run_dir: Path, camera: str, max_bytes: int) -> None:
         self._folder = originals_folder(run_dir, camera)
@@ -37,6 +40,7 @@ class Originals:
         self._camera = camera
         self._max_bytes = max_bytes
         self._bytes = 0
+        self._is_left = False
         self._kept: OrderedDict[str, int] = OrderedDict()  # file name -> bytes, oldest first
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -69,11 +73,15 @@ class Originals:
         self._kept[name] = size
         self._bytes += size
 
+    def leave(self) -> None:
+        """Let what is kept outlive this process: a sink has still to fetch some of it."""
+        self._is_left = True
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
+        if kind is None and not self._is_left:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _make_room(self, size: int) -> None:

@@ -16,12 +16,15 @@ from hypothesis import strategies as st
 
 from engines.contracts import Decision, Frame, Reason, StreamLost, UInt8, Verdict
 from engines.images import read_image, to_model_input
-from pipeline.config import LineSettings
+from pipeline import ingest
+from pipeline.config import ArchiveSettings, LineSettings, SinkSettings
 from pipeline.ingest import Intake, run_ingest
-from pipeline.journal import COMPACT_LINES, Journal
+from pipeline.journal import COMPACT_LINES, Journal, journal_path
 from pipeline.originals import original_of, originals_folder
+from pipeline.outputs.archive import Archive
 from pipeline.server import embedded_server
 from pipeline.shared import FRAMES, FrameRing, FrameRings, remove_shared, shared_path
+from pipeline.sink import run_sink
 from pipeline.sources import BadExposure
 from pipeline.stream import Stream, VerdictDelivery, open_stream
 from pipeline.wire import Fetch, FrameEntry, FrameHead, entry_from
@@ -318,9 +321,11 @@ def test_originals_are_there_before_a_verdict_can_be(
 
         def look() -> None:
             while len(found) < 4:
-                for seen in stream.read_verdicts(["left"], "sink", "sink", 8, 20):
+                delivered = stream.read_verdicts(["left"], "sink", "sink", 8, 20)
+                for seen in delivered:
                     frame_id = seen.verdict.frame_id
                     found[frame_id] = original_of(line.run_dir, frame_id)
+                stream.acknowledge_verdicts("sink", delivered)
 
         looker = threading.Thread(target=look)
         looker.start()
@@ -329,6 +334,41 @@ def test_originals_are_there_before_a_verdict_can_be(
     for frame_id, path in zip(sorted(found), _parts(tmp_path), strict=True):
         np.testing.assert_array_equal(found[frame_id], read_image(path))
     assert not originals_folder(line.run_dir, "left").exists()
+
+
+def test_originals_stay_until_the_archive_has_them(
+    tmp_path: Path,
+    grey_bundle: Path,
+    redis_url: str,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An archive slower than the patience of an orderly stop still finds every exposure."""
+    write_parts(tmp_path / "parts", 4)
+    camera = {"credits": 2, "overrun": "reject", "gate_ms": 50, "originals_bytes": 1_000_000}
+    line = line_of(tmp_path, grey_bundle, redis_url, namespace, **camera)
+    line = line.model_copy(update={"sinks": SinkSettings(archive=ArchiveSettings())})
+    monkeypatch.setattr(ingest, "ACT_PATIENCE_S", 0.1)
+    ended, sink_stop, at_once = threading.Event(), threading.Event(), Archive.act
+
+    def act_late(archive: Archive, delivery: VerdictDelivery, closing: threading.Event) -> None:
+        ended.wait(30)
+        at_once(archive, delivery, closing)
+
+    monkeypatch.setattr(Archive, "act", act_late)
+    sink = threading.Thread(target=run_sink, args=(line, sink_stop))
+    sink.start()
+    with open_stream(redis_url, namespace) as stream:
+        while not stream.standing("left").has_sink:
+            time.sleep(0.01)
+        run_ingest(line, "left", threading.Event())
+    ended.set()
+    sink_stop.set()
+    sink.join()
+    assert len(list((line.run_dir / "archive").rglob("*.original.png"))) == 4
+    with Journal(journal_path(line.run_dir, "left")) as journal:
+        assert len(journal.owed) == 4
+    remove_shared(line.run_dir)
 
 
 def _parts(folder: Path) -> list[Path]:
