@@ -1,0 +1,103 @@
+"""The writing end of a ring."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import secrets
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from engines.contracts import BadConfig, BadFrame, UInt8
+from pipeline.shared.layout import (
+    EPOCH,
+    GENERATION,
+    HEADER,
+    MARK,
+    REFERENCE,
+    copy_summed,
+    header_of,
+    pixels_of,
+    place_of,
+    size_of,
+    table_of,
+)
+from pipeline.shared.places import locked
+
+
+class FrameRing:
+    """The writing end, one per camera; ``with`` removes it unless an error leaves frames open."""
+
+    def __init__(self, path: Path, slots: int, slot_bytes: int) -> None:
+        self._path = path
+        self._slot_bytes = slot_bytes
+        self._file = locked(path)
+        known = header_of(self._file)
+        if known is None or known[1:] != (slots, slot_bytes):
+            self._file = _renewed(path, self._file, size_of(slots, slot_bytes))
+            self._nonce = secrets.randbits(64)
+        else:
+            self._nonce = known[0]
+        self._memory = mmap.mmap(
+            self._file, size_of(slots, slot_bytes), flags=mmap.MAP_SHARED | mmap.MAP_POPULATE
+        )
+        self._memory[: HEADER.size] = HEADER.pack(MARK, self._nonce, slots, slot_bytes)
+        self._table = table_of(self._memory, slots)
+        self._pixels = pixels_of(self._memory, slots, slot_bytes)
+        self._free: deque[int] = deque()  # slots whose frame has its verdict
+
+    def release_all_but(self, open_ids: Iterable[str]) -> None:
+        """Free every slot whose frame is not among those that are open at the server."""
+        is_open = {place_of(frame_id) for frame_id in open_ids}
+        owners = self._table[:, EPOCH:].tolist()
+        self._free = deque(slot for slot, at in enumerate(owners) if tuple(at) not in is_open)
+
+    def put(self, frame_id: str, image: UInt8) -> bytes | None:
+        """Write an image [h, w, 3] into a free slot and refer to it; None where none is free."""
+        if image.nbytes > self._slot_bytes:
+            raise BadFrame(f"{frame_id}: {image.nbytes} bytes do not fit into a slot of the ring.")
+        if not self._free:
+            return None
+        slot = self._free.popleft()
+        row, pixels = self._table[slot], np.ascontiguousarray(image).reshape(-1)
+        writing = (int(row[GENERATION]) + 1) | 1  # odd, and never used before
+        row[GENERATION] = writing
+        row[EPOCH:] = place_of(frame_id)
+        total = copy_summed(self._pixels[slot, : pixels.size], pixels, pixels)
+        row[GENERATION] = writing + 1
+        return REFERENCE.pack(self._nonce, slot, writing + 1, total)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Leave the ring, with what is in it, to the next writer."""
+        fcntl.flock(self._file, fcntl.LOCK_UN)  # closing alone would not: the mapping has a copy
+        os.close(self._file)
+
+
+def _renewed(path: Path, old: int, size: int) -> int:
+    """A new, empty file in the place of one that readers may still have mapped."""
+    path.unlink(missing_ok=True)
+    file = locked(path, os.O_EXCL)
+    os.close(old)
+    try:
+        os.posix_fallocate(file, 0, size)  # memory that is missing is missed now, not as a SIGBUS
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        os.close(file)
+        raise BadConfig(
+            f"{size / 1e6:.0f} MB do not fit into {path.parent} ({error.strerror}): lower the "
+            "credits of the camera, or choose transport: inline"
+        ) from None
+    return file
