@@ -67,7 +67,7 @@ def run_worker(settings: LineSettings, stop: threading.Event) -> None:
             stream, frames, _judge(settings, bundle, backend.key), consumer, chosen.slots
         ) as verdicts,
     ):
-        scheduler = _scheduler(chosen, bundle, backend.key, measure_costs(backend, stream.now_ns))
+        scheduler = scheduler_of(chosen, bundle, backend.key, measure_costs(backend, stream.now_ns))
         inspect(frames, Inspector(backend, scheduler=scheduler, clock=stream.now_ns), verdicts)
 
 
@@ -80,7 +80,7 @@ def inspect(frames: FrameReader, inspector: Inspector, verdicts: VerdictWriter) 
         frames.beat()
 
 
-def _scheduler(
+def scheduler_of(
     settings: WorkerSettings, bundle: Bundle, backend_key: str, costs: CostTable
 ) -> Scheduler:
     """The policy of a line's settings over what the bundle can do on this backend."""
