@@ -42,10 +42,12 @@ def run_bench(what: str, asked: Asked) -> Report:
     """Run one bench by name, or all of them one after the other, and keep each report."""
     if what not in {*BENCHES, ALL}:
         raise BadConfig(f"there is no bench {what!r}; choose one of {', '.join([*BENCHES, ALL])}")
-    reports = {name: BENCHES[name](asked) for name in (BENCHES if what == ALL else [what])}
-    for name, report in reports.items():
-        report.write(asked.folder / f"{name}.json")
-    joined = reduce(add, reports.values())
+    reports = []
+    for name in BENCHES if what == ALL else [what]:
+        report = BENCHES[name](asked)
+        report.write(asked.folder / f"{name}.json")  # at once: a later one may fail
+        reports.append(report)
+    joined = reduce(add, reports)
     if what == ALL:
         joined.write(asked.folder / f"{ALL}.json")
     return joined

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from engines.contracts import BadConfig, BadData
+from engines.contracts import BadConfig, BadData, EngineFault
 from pipeline.bench import Asked, Report, Result, print_bench, run_bench
 from pipeline.bench.machine import machine_facts, matmul_peak
 from pipeline.bench.operations import graph_operations
@@ -93,6 +93,21 @@ def test_every_bench_keeps_its_report(tmp_path: Path, monkeypatch: pytest.Monkey
     both = run_bench("all", Asked(Path("none"), folder=tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {"one.json", "two.json", "all.json"}
     assert json.loads((tmp_path / "all.json").read_text()) == both.as_json()
+
+
+def test_what_was_measured_outlives_a_bench_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reports of earlier benches are kept when a late one gives up."""
+
+    def fails(_: Asked) -> Report:
+        raise EngineFault("the line answered too few frames")
+
+    made = {"one": lambda _: Report({}, (Result("one", 2.0, "u", "x", 3.0),)), "two": fails}
+    monkeypatch.setattr("pipeline.bench.BENCHES", made)
+    with pytest.raises(EngineFault, match="too few"):
+        run_bench("all", Asked(Path("none"), folder=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["one.json"]
 
 
 def test_machine_facts_are_plain_and_tell_no_names() -> None:
