@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ from pipeline.worker import inspect
 from pipeline.writing import VerdictWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pipeline.stream import VerdictDelivery
 
@@ -42,6 +43,7 @@ NAMESPACE = "bench"
 SIDE, SLOTS, CREDITS, TOGETHER = 8, 64, 256, 256
 GATE_NS = 600_000_000_000
 LOOK_S = 0.002
+NO_PROGRESS_S = 10.0  # after so long without a verdict, those still missing are lost
 
 
 def swaps_through_redis(frames: int) -> tuple[int, int]:
@@ -54,11 +56,11 @@ def swaps_through_redis(frames: int) -> tuple[int, int]:
     ):
         seen = _Seen(stream, frames)
         with (
-            Lane("feed", lambda closing: _feed(feeding, frames, closing)),
-            Lane("collect", seen.collect),
+            Lane("feed", lambda closing: _feed(feeding, frames, closing)) as feed,
+            Lane("collect", lambda closing: seen.collect(closing, feed.check)),
         ):
             _work(url, stream, seen.complete)
-        return seen.count, seen.swapped
+        return len(seen.answered), seen.swapped
 
 
 class _Seen:
@@ -66,19 +68,35 @@ class _Seen:
 
     def __init__(self, stream: Stream, frames: int) -> None:
         self._stream, self._frames = stream, frames
-        self.count = self.swapped = 0
+        self.answered: set[str] = set()  # by frame_id
+        self.swapped = 0
         self.complete = threading.Event()
 
-    def collect(self, closing: threading.Event) -> None:
-        """Until all are there."""
-        while self.count < self._frames and not closing.is_set():
-            found = self._stream.read_verdicts(CAMERAS, GROUP, CONSUMER, TOGETHER, 20)
-            self.count += len(found)
-            self.swapped += sum(not _is_own(one) for one in found)
-            self._stream.acknowledge_verdicts(GROUP, found)
-            for camera in CAMERAS:
-                self._stream.trim_verdicts(camera)
-        self.complete.set()
+    def collect(self, closing: threading.Event, check: Callable[[], None]) -> None:
+        """Until all are there, or none has come for so long that the rest are lost.
+
+        ``check`` raises what ended the feed; however this ends, the worker is told to stop.
+        """
+        try:
+            last_s = time.monotonic()
+            while len(self.answered) < self._frames and not closing.is_set():
+                check()
+                if self._take():
+                    last_s = time.monotonic()
+                elif time.monotonic() - last_s > NO_PROGRESS_S:
+                    return
+        finally:
+            self.complete.set()
+
+    def _take(self) -> int:
+        """How many verdicts have come since the last time."""
+        found = self._stream.read_verdicts(CAMERAS, GROUP, CONSUMER, TOGETHER, 20)
+        self.answered |= {one.verdict.frame_id for one in found}
+        self.swapped += sum(not _is_own(one) for one in found)
+        self._stream.acknowledge_verdicts(GROUP, found)
+        for camera in CAMERAS:
+            self._stream.trim_verdicts(camera)
+        return len(found)
 
 
 def _is_own(delivery: VerdictDelivery) -> bool:

@@ -43,6 +43,7 @@ BATCH = 16
 POLICY = Policy(BATCH, MARGIN_MS * 1_000_000)
 BACKLOG_HZ = 1e6  # far more than anybody inspects: a queue that is never empty
 PATIENT_MS = 1e9
+DEEP = 0.95  # of the depth before: as deep as ever
 WARM_UP_S = 1.0  # left out of depths: the mix of wishes is being learned
 LOADS = (0.5, 1.0, 2.0, 0.5)  # of saturation at full depth
 STATIC = "run-to-completion, {}"
@@ -84,7 +85,7 @@ def in_flight(frames: int) -> tuple[float, list[Result]]:
     began_s = time.perf_counter()
     answers = list(feed(line, backlog(line, frames), PATIENT_MS))
     deciding_us = (time.perf_counter() - began_s) / frames * 1e6
-    ours_hz = rate_of(answers)
+    ours_hz = answered_hz(answers)
     results = []
     for name, shrinks in (("scheduler.in_flight", False), ("scheduler.in_flight.shrinking", True)):
         theirs_hz = run_to_completion(frames, shrinks=shrinks)
@@ -189,7 +190,7 @@ def under_load(full_hz: float, seconds: float) -> list[Result]:
         for k in range(len(LOADS))
     ]
     back_s = recovery_s(by_load[-1], depth[0])
-    results.append(Result("scheduler.recovery", back_s, "s", "5 s", 5 / max(back_s, 0.1)))
+    results.append(Result("scheduler.recovery", back_s, "s", "5 s", 5 / max(back_s, 1.0)))
     return results + announced("scheduler.overload", by_load[2])
 
 
@@ -219,7 +220,7 @@ def backlog(line: StubLine, frames: int) -> Iterator[int]:
     return arrivals(itertools.repeat(BACKLOG_HZ, frames), line.clock())
 
 
-def rate_of(answers: Sequence[Answered]) -> float:
+def answered_hz(answers: Sequence[Answered]) -> float:
     """Frames/s from the first arrival to the last answer."""
     return len(answers) * NS / (answers[-1].answered_ns - answers[0].arrived_ns)
 
@@ -231,18 +232,23 @@ def settled(answers: Sequence[Answered]) -> list[Answered]:
 
 
 def depth_of(answers: Iterable[Answered]) -> float:
-    """Mean denoiser calls of frames with evidence."""
-    return statistics.fmean(a.steps for a in answers if a.reason is None)
+    """Mean denoiser calls of frames with evidence; 0 where there are none."""
+    steps = [answer.steps for answer in answers if answer.reason is None]
+    return statistics.fmean(steps) if steps else 0.0
 
 
 def recovery_s(answers: Sequence[Answered], depth: float) -> float:
-    """From the first arrival until a second's frames are as deep as ever, within 5 %."""
+    """Whole seconds from the first arrival until every later second is as deep as ever.
+
+    That is within 5 %; a second without a frame, or without evidence on any, is a shallow one.
+    """
     first_ns = min(answer.arrived_ns for answer in answers)
-    by_tenth: dict[int, list[Answered]] = {}
+    by_second: dict[int, list[Answered]] = {}
     for answer in answers:
-        by_tenth.setdefault((answer.arrived_ns - first_ns) // (NS // 10), []).append(answer)
-    shallow = [k for k, part in sorted(by_tenth.items()) if depth_of(part) < 0.8 * depth]
-    return (shallow[-1] + 1) / 10 if shallow else 0.0
+        by_second.setdefault((answer.arrived_ns - first_ns) // NS, []).append(answer)
+    seconds = range(max(by_second) + 1)
+    shallow = [k for k in seconds if depth_of(by_second.get(k, ())) < DEEP * depth]
+    return float(shallow[-1] + 1) if shallow else 0.0
 
 
 def announced(name: str, answers: Sequence[Answered]) -> list[Result]:

@@ -7,11 +7,19 @@ import itertools
 import pytest
 
 from engines.backend_stub import VirtualClock
-from engines.contracts import Reason
-from pipeline.bench.arrivals import JITTER, NS, arrivals, feed, stub_line
+from engines.contracts import BadData, Reason
+from pipeline.bench import marked
+from pipeline.bench.arrivals import JITTER, NS, Answered, arrivals, feed, stub_line
 from pipeline.bench.marked import swaps_through_redis
 from pipeline.bench.report import Report
-from pipeline.bench.scheduler import GATE_MS, POLICY, Frames, bench_scheduler, run_to_completion
+from pipeline.bench.scheduler import (
+    GATE_MS,
+    POLICY,
+    Frames,
+    bench_scheduler,
+    recovery_s,
+    run_to_completion,
+)
 
 TINY = Frames(
     saturation=1500, identity=500, through_redis=60, load_s=2.5, on_time=1500, on_time_real=60
@@ -77,6 +85,28 @@ def test_verdicts_through_redis_are_complete() -> None:
     assert swaps_through_redis(40) == (40, 0)
 
 
+def test_a_lost_frame_is_counted_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no further verdict comes, the bench ends and says how many there were."""
+    feed_all = marked._feed
+    monkeypatch.setattr(marked, "_feed", lambda stream, all_, end: feed_all(stream, all_ - 1, end))
+    monkeypatch.setattr(marked, "NO_PROGRESS_S", 0.5)
+    assert swaps_through_redis(8) == (7, 0)
+
+
+@pytest.mark.parametrize("lane", ["_feed", "_is_own"])
+def test_a_crash_beside_the_worker_ends_the_bench(
+    monkeypatch: pytest.MonkeyPatch, lane: str
+) -> None:
+    """What ends the feed or the collecting is raised at once instead of being waited for."""
+
+    def crash(*_: object) -> None:
+        raise BadData("this went wrong")
+
+    monkeypatch.setattr(marked, lane, crash)
+    with pytest.raises(BadData, match="went wrong"):
+        swaps_through_redis(8)
+
+
 def test_arrivals_keep_their_rate() -> None:
     """Periodic with a jitter of a tenth: in the long run exactly as fast as asked."""
     times = list(arrivals(itertools.repeat(100.0, 500), first_ns=7))
@@ -94,6 +124,34 @@ def test_what_cannot_be_done_is_said_before_its_gate() -> None:
     assert given_up
     assert all(GATE_MS - answer.latency_ms >= 5 for answer in given_up)
     assert all(answer.latency_ms <= GATE_MS for answer in answers)
+
+
+def answers_of(*seconds: tuple[int, ...] | None) -> list[Answered]:
+    """Frames of so many steps in each second; None for one that was given up, () for no frame."""
+    return [
+        Answered(0, k * NS + number, k * NS + number, steps, reason, is_own=True)
+        for k, second in enumerate(seconds)
+        for number, steps in enumerate((0,) if second is None else second)
+        for reason in [Reason.DEADLINE if second is None else None]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "back_s"),
+    [
+        (((4, 4), (4, 4)), 0),
+        (((2, 2), (4, 4)), 1),
+        (((4, 4), (4, 3), (4, 4)), 2),  # 3.5 is less than 95 % of 4
+        (((4, 4), (), (4, 4)), 2),
+        (((4, 4), None, (4, 4)), 2),
+        ((None, None), 2),
+    ],
+)
+def test_a_second_without_evidence_is_no_recovery(
+    seconds: tuple[tuple[int, ...] | None, ...], back_s: float
+) -> None:
+    """Depth is back after the last second that was empty, given up, or shallower by 5 %."""
+    assert recovery_s(answers_of(*seconds), depth=4.0) == back_s
 
 
 def test_rows_that_leave_as_they_end_are_the_stronger_baseline() -> None:
