@@ -1,14 +1,16 @@
 """Exposures at full size, kept at their camera for a while, so that rejected parts can be archived.
 
-A ring of files in the memory of this host, bounded by bytes: the oldest makes room. A file appears
-whole, under the id of its frame, and is there before the frame can have a verdict. An old file of
-the right size is written over, since memory fresh from the system costs four times the copy; it
-loses its name first, so a reader who finds the name after reading has read what it stands for. The
-archive runs on the same host; one elsewhere finds nothing, and counts that.
+A ring of files in the memory of this host, bounded by bytes, and by what others leave free of it:
+the oldest makes room. A file appears whole, under the id of its frame, and is there before the
+frame can have a verdict. An old file of the right size is written over, since memory fresh from the
+system costs four times the copy; it loses its name first, so a reader who finds the name after
+reading has read what it stands for. The archive runs on the same host; one elsewhere finds nothing,
+and counts that.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import struct
@@ -26,6 +28,7 @@ from pipeline.wire import split_frame_id
 HEADER = struct.Struct("<8sII")  # MARK, height, width
 MARK = b"assay-o1"
 SUFFIX = ".rgb"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
 
 
 class Originals:
@@ -61,10 +64,7 @@ class Originals:
         name = f"{split_frame_id(frame_id)[1]}{SUFFIX}"
         try:
             self._make_room(size)
-            with self._fresh.open("r+b" if self._fresh.exists() else "wb", buffering=0) as file:
-                written = file.write(header) + file.write(np.ascontiguousarray(image).data)
-            if written != size:
-                raise OSError("part of it")
+            self._write(size, header, np.ascontiguousarray(image).data)
             self._fresh.rename(self._folder / name)
         except OSError:
             self._fresh.unlink(missing_ok=True)
@@ -85,14 +85,30 @@ class Originals:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _make_room(self, size: int) -> None:
-        """Forget the oldest until ``size`` fits; one of that size becomes the fresh file."""
+        """Forget the oldest until ``size`` is within the limit."""
         while self._kept and self._bytes + size > self._max_bytes:
-            name, freed = self._kept.popitem(last=False)
-            self._bytes -= freed
-            if freed == size:
-                (self._folder / name).rename(self._fresh)
-            else:
-                (self._folder / name).unlink(missing_ok=True)
+            self._forget_oldest(size)
+
+    def _forget_oldest(self, size: int) -> None:
+        """Forget one; of the ``size`` that is wanted it becomes the fresh file."""
+        name, freed = self._kept.popitem(last=False)
+        self._bytes -= freed
+        if freed == size:
+            (self._folder / name).rename(self._fresh)
+        else:
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _write(self, size: int, *pieces: bytes | memoryview) -> None:
+        """Write the fresh file; where memory is full, in the place of the oldest."""
+        while True:
+            try:
+                write_whole(self._fresh, *pieces)
+                return
+            except OSError as error:
+                self._fresh.unlink(missing_ok=True)
+                if error.errno not in FULL or not self._kept:
+                    raise
+                self._forget_oldest(size)
 
     def _take_stock(self) -> None:
         """Go on with what a start before this one has left; a file it was writing goes."""
@@ -101,9 +117,30 @@ class Originals:
             self._kept[path.name] = path.stat().st_size
             self._bytes += self._kept[path.name]
         self._make_room(0)
+        self._warn_if_short()
+
+    def _warn_if_short(self) -> None:
+        room = shutil.disk_usage(self._folder).free + self._bytes
+        if room < self._max_bytes:
+            facts.event(
+                "originals_short",
+                level="warning",
+                camera=self._camera,
+                sentence=f"{self._folder.parent} has room for {room / 1e6:.0f} MB of the "
+                f"{self._max_bytes / 1e6:.0f} MB of originals_bytes: fewer exposures are kept",
+            )
 
     def _miss(self, reason: str) -> None:
         facts.count("originals_missed_total", camera=self._camera, reason=reason)
+
+
+def write_whole(path: Path, *pieces: bytes | memoryview) -> None:
+    """Write over the file at ``path``, all of the pieces or OSError."""
+    with path.open("r+b" if path.exists() else "wb", buffering=0) as file:
+        for piece in pieces:
+            rest = memoryview(piece).cast("B")
+            while rest:
+                rest = rest[file.write(rest) :]  # memory that ends in between is an error next time
 
 
 def original_of(run_dir: Path, frame_id: str) -> UInt8 | None:

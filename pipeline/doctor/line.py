@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from pipeline.doctor.check import Check, advice, fact, required
 from pipeline.doctor.machine import disk, port_free
 from pipeline.doctor.server import server_checks
 from pipeline.judging import categories_needed
+from pipeline.shared import memory_folder
+from pipeline.shared.layout import size_of
 
 if TYPE_CHECKING:
     from pipeline.config import CameraSettings, LineSettings
@@ -34,6 +37,7 @@ def line_checks(settings: LineSettings) -> list[Check]:
         *server(settings, height * width * 3, frames_open),
         *(check for camera in settings.cameras for check in camera_checks(camera, settings)),
         *_archive(settings),
+        *_memory(settings, height * width * 3),
         *ports(settings),
     ]
 
@@ -125,6 +129,29 @@ def _archive(settings: LineSettings) -> list[Check]:
     archive = settings.sinks.archive
     folder = archive.folder if archive and archive.folder else settings.run_dir / "archive"
     return [disk("disk of the archive", folder, archive.max_bytes)] if archive else []
+
+
+def _memory(settings: LineSettings, image_bytes: int) -> list[Check]:
+    """Room for rings, which a camera cannot start without, and for originals, which it can."""
+    sharing = [camera for camera in settings.cameras if camera.transport == "shared"]
+    rings = sum(size_of(camera.credits, image_bytes) for camera in sharing)
+    originals = sum(camera.originals_bytes for camera in settings.cameras)
+    folder = memory_folder(settings.run_dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    checks = []
+    if rings:
+        found, mend = _room(free, rings, there, "credits")
+        checks.append(required("memory for rings", free >= rings, found, mend))
+    if originals:
+        found, mend = _room(free, rings + originals, there, "originals_bytes")
+        checks.append(advice("memory for originals", free >= rings + originals, found, mend))
+    return checks
+
+
+def _room(free: int, needed: int, there: Path, key: str) -> tuple[str, str]:
+    found = f"{free / 1e6:.0f} MB free at {there}, {needed / 1e6:.0f} MB asked for"
+    return found, f"Lower {key}, or give {there} more memory (a container: --shm-size)."
 
 
 def ports(settings: LineSettings) -> list[Check]:

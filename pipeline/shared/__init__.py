@@ -23,6 +23,7 @@ from pipeline.shared.layout import REFERENCE, checksum
 from pipeline.shared.places import (
     FRAMES,
     ORIGINALS,
+    memory_folder,
     remove,
     remove_shared,
     shared_path,
@@ -39,6 +40,7 @@ __all__ = [
     "FrameRings",
     "LostImage",
     "checksum",
+    "memory_folder",
     "remove",
     "remove_shared",
     "shared_path",

@@ -15,14 +15,19 @@ MEMORY = Path("/dev/shm")  # noqa: S108 - names in it are our own and checked fo
 FRAMES, ORIGINALS = "frames", "originals"  # kinds of shared memory
 
 
+def memory_folder(run_dir: Path) -> Path:
+    """Where this host keeps shared memory."""
+    return MEMORY if MEMORY.is_dir() else run_dir
+
+
 def shared_path(run_dir: Path, camera: str, kind: str) -> Path:
     """Where a camera's shared memory of one ``kind`` is; other lines have other names."""
-    return _folder(run_dir) / f"{_prefix(run_dir)}{camera}.{kind}"
+    return memory_folder(run_dir) / f"{_prefix(run_dir)}{camera}.{kind}"
 
 
 def shared_paths(run_dir: Path) -> list[Path]:
     """All that the cameras of a line have in shared memory."""
-    return sorted(_folder(run_dir).glob(f"{_prefix(run_dir)}*"))
+    return sorted(memory_folder(run_dir).glob(f"{_prefix(run_dir)}*"))
 
 
 def remove_shared(run_dir: Path) -> None:
@@ -52,10 +57,6 @@ def locked(path: Path, flags: int = 0) -> int:
             "camera, or remove what another user has left there"
         ) from None
     return file
-
-
-def _folder(run_dir: Path) -> Path:
-    return MEMORY if MEMORY.is_dir() else run_dir
 
 
 def _prefix(run_dir: Path) -> str:

@@ -173,6 +173,18 @@ def test_a_source_that_is_not_there_is_refused(tmp_path: Path) -> None:
 # -- what is printed --------------------------------------------------------------------------
 
 
+def test_memory_that_cameras_ask_for_is_weighed(tmp_path: Path) -> None:
+    """Without room for its ring a camera cannot start; with too little for originals it can."""
+    wanted = line_settings(tmp_path, transport="shared", originals_bytes=10**15)
+    checks = line_checks(wanted)
+    assert named(checks, "memory for rings").ok
+    assert not named(checks, "memory for originals").ok
+    assert not named(checks, "memory for originals").required
+    wanted = line_settings(tmp_path, transport="shared", credits=10**10)
+    assert named(line_checks(wanted), "memory for rings").refuses
+    assert not any(c.name.startswith("memory for") for c in line_checks(line_settings(tmp_path)))
+
+
 def test_table_and_json_say_the_same() -> None:
     """Every finding is in both, and the last line says whether a line may start."""
     checks = [

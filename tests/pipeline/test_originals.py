@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import resource
 import threading
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from engines.contracts import BadConfig, UInt8
-from pipeline.originals import HEADER, Originals, original_of, originals_folder
+from pipeline.originals import HEADER, Originals, original_of, originals_folder, write_whole
 from pipeline.shared import remove_shared
 from pipeline.telemetry import facts
 
@@ -116,6 +117,45 @@ def test_full_memory_is_counted(run_dir: Path) -> None:
         assert kept(run_dir, range(9)) == [2]
         assert len(list(originals_folder(run_dir, "left").iterdir())) == 1
     assert missed("full") == before + 1
+
+
+def test_memory_that_others_have_filled_holds_the_newest(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where less is free than the limit allows, the oldest makes room; without any none stays."""
+    room, before = [2 * ONE + 10], missed("full")
+    folder = originals_folder(run_dir, "left")
+
+    def write(path: Path, *pieces: bytes | memoryview) -> None:
+        others = sum(other.stat().st_size for other in folder.iterdir() if other != path)
+        if others + sum(len(memoryview(piece).cast("B")) for piece in pieces) > room[0]:
+            path.write_bytes(b"torn")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_whole(path, *pieces)
+
+    monkeypatch.setattr("pipeline.originals.write_whole", write)
+    with Originals(run_dir, "left", 100 * ONE) as originals:
+        for number in range(5):
+            originals.keep(f"left/1-{number}", exposure(number))
+        assert kept(run_dir, range(9)) == [3, 4]
+        np.testing.assert_array_equal(original_of(run_dir, "left/1-4"), exposure(4))
+        originals.keep("left/1-5", exposure(5, (29, 40)))
+        assert kept(run_dir, range(9)) == [4, 5]
+        assert missed("full") == before
+        room[0] = 5
+        originals.keep("left/1-6", exposure(6))
+        assert list(folder.iterdir()) == []
+    assert missed("full") == before + 1
+
+
+def test_a_limit_beyond_the_memory_is_said_at_the_start(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The camera starts all the same, and keeps what there is room for."""
+    with Originals(run_dir, "left", 10**15) as originals:
+        originals.keep("left/1-1", exposure(1))
+        assert kept(run_dir, range(9)) == [1]
+    assert "originals_short" in capsys.readouterr().err
 
 
 def test_an_orderly_end_leaves_nothing(run_dir: Path) -> None:
