@@ -80,6 +80,10 @@ class Packer:
         return pieces
 
 
+def _is_unknown(reply: object) -> bool:
+    return isinstance(reply, exceptions.NoScriptError)
+
+
 def _bytes_of(word: Word) -> bytes | memoryview:
     return word if isinstance(word, bytes | memoryview) else str(word).encode()
 
@@ -177,13 +181,32 @@ class Link:
             return self._scripts[script](keys=keys, args=list(arguments))
 
     def _run_all(self, script: str, calls: Sequence[Call]) -> list[Any]:
-        """The replies of one script, run for each call, in one round trip and no transaction."""
-        if not calls:
-            return []
-        with self._translated(), self._commands.pipeline(transaction=False) as pipe:
+        """The replies of one script, run for each call, in one round trip and no transaction.
+
+        A server that does not know the script has run none of them: it is told, and asked again.
+        """
+        if len(calls) < 2:
+            return [self._run(script, call.keys, *call.arguments) for call in calls]
+        with self._translated():
+            replies = self._ask_all(script, calls)
+            unknown = [at for at, reply in enumerate(replies) if _is_unknown(reply)]
+            if unknown:
+                self._commands.script_load(self._scripts[script].script)
+                again = self._ask_all(script, [calls[at] for at in unknown])
+                for at, reply in zip(unknown, again, strict=True):
+                    replies[at] = reply
+            for reply in replies:
+                if isinstance(reply, exceptions.RedisError):
+                    raise reply
+        return replies
+
+    def _ask_all(self, script: str, calls: Sequence[Call]) -> list[Any]:
+        # Not Script(client=pipe): a pipeline of those asks SCRIPT EXISTS before each execution.
+        sha = self._scripts[script].sha
+        with self._commands.pipeline(transaction=False) as pipe:
             for call in calls:
-                self._scripts[script](keys=call.keys, args=call.arguments, client=pipe)
-            return list(pipe.execute())
+                pipe.execute_command("EVALSHA", sha, len(call.keys), *call.keys, *call.arguments)
+            return list(pipe.execute(raise_on_error=False))
 
     def _read_group(
         self, group: str, consumer: str, ids: dict[str, str], count: int, block_ms: int

@@ -199,6 +199,39 @@ def stream_verdict(frame_id: str) -> Verdict:
     )
 
 
+def test_answers_ask_nothing_first(tmp_path: Path) -> None:
+    """One answer or many are one EVALSHA each, and only a new server is sent the script."""
+    with embedded_server(tmp_path) as url, open_stream(url) as stream, Redis.from_url(url) as admin:
+        for number in range(1, 8):
+            stream.admit(an_entry(number))
+        found = stream.read(["cam"], "w1", 8, 0)
+        answers = [(each, stream_verdict(each.frame_id), {}) for each in found]
+        for some, unknown_to in ((answers[:3], True), (answers[3:6], False), (answers[6:], False)):
+            admin.config_resetstat()
+            if unknown_to:
+                admin.script_flush()
+            assert stream.answer_all("w1", some) == [True] * len(some)
+            told = admin.info("commandstats")
+            assert "cmdstat_script|exists" not in told
+            assert ("cmdstat_script|load" in told) == unknown_to
+            assert told["cmdstat_evalsha"]["calls"] == len(some) * (1 + unknown_to)
+        assert stream.ledger("cam") == Ledger(7, 7, 0, {}, 0)
+
+
+def test_an_answer_refused_among_others_is_said(tmp_path: Path) -> None:
+    """A server that refuses one of several calls is StreamLost, and the others stand."""
+    with embedded_server(tmp_path) as url, open_stream(url) as stream, Redis.from_url(url) as admin:
+        for number in (1, 2):
+            stream.admit(an_entry(number))
+        found = stream.read(["cam"], "w1", 8, 0)
+        admin.set("assayline:{other}:open", "no sorted set")
+        names = [found[0].frame_id, "other/1-1", found[1].frame_id]
+        verdicts = [stream_verdict(name) for name in names]
+        with pytest.raises(StreamLost, match="WRONGTYPE"):
+            stream.answer_all_open(verdicts)
+        assert stream.ledger("cam").residual == 0
+
+
 def test_the_clock_is_the_servers(stream: Stream) -> None:
     """now_ns agrees with TIME within the stated uncertainty, and runs forwards in between."""
     readings = [stream.now_ns() for _ in range(100)]
