@@ -24,11 +24,12 @@ from engines.costs import measure_costs
 from engines.images import to_model_input
 from engines.inspector import Inspector, Part, inspect_all
 from pipeline.bench.machine import machine_facts
-from pipeline.bench.report import Report, Result
-from pipeline.bench.stage import CAMERA, ROLES, Seen, run_stage, simulator
+from pipeline.bench.report import Report, Result, quantiles
+from pipeline.bench.stage import CAMERA, LATE, ROLES, Seen, run_stage, simulator
 from pipeline.config import WorkerSettings
 from pipeline.sources import open_source
 from pipeline.sources.settings import SimulatorSettings
+from pipeline.worker import scheduler_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,6 +50,7 @@ class Alone(NamedTuple):
     rate: float  # frames per second
     cpu_s: float  # processor time per frame
     single_s: float  # one frame by itself
+    steps: float  # denoiser calls per frame
 
 
 class Spent(NamedTuple):
@@ -66,11 +68,12 @@ def bench_line(bundle_path: Path | str, frames: int = FRAMES, idle_s: float = ID
     """Saturate a line, load it to 80 %, then let it idle; EngineFault where it answered too few."""
     machine, bundle = machine_facts(), open_bundle(bundle_path)
     before = engine_alone(bundle, frames)
-    full = run_stage(bundle.folder, frames, 0.0)
+    full = _saturated(bundle, frames)
     after = engine_alone(bundle, frames)
     alone = Alone(*(statistics.mean(pair) for pair in zip(before, after, strict=True)))
     saturation = rate_of(full.decided_ns)
     loaded = run_stage(bundle.folder, frames, LOAD * saturation)
+    loaded.require_evidence(but=LATE)
     idle = run_stage(bundle.folder, None, IDLE_HZ, idle_s)
     spent = spent_per_frame(full)
     results = (
@@ -83,35 +86,48 @@ def bench_line(bundle_path: Path | str, frames: int = FRAMES, idle_s: float = ID
         "bundle": bundle.bundle_id,
         "frames": frames,
         "line_load_hz": round(LOAD * saturation, 2),
-        "line_missed": f"{loaded.missed} of {len(loaded.decided_ns)}",
+        "line_missed": f"{loaded.without_evidence.total()} of {len(loaded.decided_ns)}",
         "line_residual": full.residual + loaded.residual,
         "line_cpu_ms": [f"{role} {1e3 * s:.2f}" for role, s in spent.by_role.items()],
+        "line_steps": f"{statistics.mean(full.steps):.2f}, engine alone {alone.steps:.2f}",
         "engine_alone": f"{alone.rate:.1f} frames/s, {1e3 * alone.cpu_s:.1f} ms CPU per frame",
     }
     return Report(machine | facts, results)
 
 
 def engine_alone(bundle: Bundle, frames: int) -> Alone:
-    """The same frames without server, roles and answers: flat out, then one by one."""
+    """The same frames without server, roles and answers: flat out, then one by one.
+
+    A worker's own scheduler decides, so that the line and this take the same steps.
+    """
     chosen = WorkerSettings()
     parts = list(_parts(bundle, frames))
     with open_backend(
         bundle, chosen.backend, chosen.precision, chosen.slots, threads=chosen.threads
     ) as backend:
-        measure_costs(backend, time.monotonic_ns)  # warms every batch size, as a worker does
-        inspector = Inspector(backend, chosen.batch_max)
+        costs = measure_costs(backend, time.monotonic_ns)  # warms every batch size
+        scheduler = scheduler_of(chosen, bundle, backend.key, costs)
+        inspector = Inspector(backend, scheduler=scheduler, clock=time.monotonic_ns)
         cpu_s = time.process_time()
-        done_ns = [time.monotonic_ns() for _ in inspect_all(inspector, parts)]
+        done = [(time.monotonic_ns(), one.steps) for one in inspect_all(inspector, parts)]
         cpu_s = (time.process_time() - cpu_s) / frames
         singles = [_single_s(inspector, part) for part in parts[:SINGLES]]
-    return Alone(rate_of(done_ns), cpu_s, statistics.median(singles))
+    done_ns, steps = zip(*done, strict=True)
+    return Alone(rate_of(done_ns), cpu_s, statistics.median(singles), statistics.mean(steps))
 
 
 def around_engine_s(bundle: Bundle, frames: int) -> float:
     """Processor seconds per frame that a line at saturation spends outside its engine."""
     alone = engine_alone(bundle, frames)
-    spent = spent_per_frame(run_stage(bundle.folder, frames, 0.0))
+    spent = spent_per_frame(_saturated(bundle, frames))
     return max(spent.around(alone.cpu_s), TICK_S / frames)
+
+
+def _saturated(bundle: Bundle, frames: int) -> Seen:
+    """A line that is given frames as fast as it takes them, and inspects every one."""
+    seen = run_stage(bundle.folder, frames, 0.0)
+    seen.require_evidence()
+    return seen
 
 
 def rate_of(moments_ns: Sequence[int]) -> float:
@@ -167,8 +183,7 @@ def _latencies(loaded: Seen, alone: Alone) -> Iterator[Result]:
         raise EngineFault(
             "no frame was inspected at 80 % load; see what doctor says of the machine"
         )
-    for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999)):
-        took_ms = float(np.quantile(loaded.latency_ms, share))
+    for name, took_ms in quantiles(loaded.latency_ms):
         yield Result(f"line.{name}", took_ms, "ms", SINGLE, 1e3 * alone.single_s / took_ms)
 
 

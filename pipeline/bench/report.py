@@ -7,14 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.table import Table
 
 from engines.contracts import BadData
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from rich.console import JustifyMethod
+
+P999_MIN = 10_000  # values: ten of them lie beyond
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,13 @@ class Report:
             value, ratio = _digits(one.value), f"{one.ratio:.2f}"
             results.add_row(one.name, value, one.unit, one.against, ratio)
         return machine, results
+
+
+def quantiles(values: Sequence[float]) -> Iterator[tuple[str, float]]:
+    """The median, the 99th percentile and, where there are enough values for one, the 99.9th."""
+    for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999)):
+        if name != "p999" or len(values) >= P999_MIN:
+            yield name, float(np.quantile(values, share))
 
 
 def _digits(value: float) -> str:

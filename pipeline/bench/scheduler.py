@@ -33,7 +33,7 @@ from pipeline.bench.arrivals import (
 )
 from pipeline.bench.machine import machine_facts
 from pipeline.bench.marked import swaps_through_redis
-from pipeline.bench.report import Report, Result
+from pipeline.bench.report import Report, Result, quantiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -205,12 +205,11 @@ def on_time(
     share = 1 - sum(missed.values()) / frames
     told = ", ".join(f"{n} {reason}" for reason, n in missed.items()) or "none missed"
     name = f"scheduler.on_time.{named}"
-    latency = np.quantile([a.latency_ms for a in answers], (0.5, 0.99, 0.999))
     return [
         Result(name, 100 * share, "%", f"{frames:,} frames, {told}", share),
         *(
-            Result(f"{name}.{p}", float(ms), "ms", f"gate {GATE_MS:.0f} ms", GATE_MS / float(ms))
-            for p, ms in zip(("p50", "p99", "p999"), latency, strict=True)
+            Result(f"{name}.{p}", ms, "ms", f"gate {GATE_MS:.0f} ms", GATE_MS / ms)
+            for p, ms in quantiles([answer.latency_ms for answer in answers])
         ),
     ]
 

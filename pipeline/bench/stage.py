@@ -9,7 +9,8 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import yaml
 
-from engines.contracts import Reason
+from engines.contracts import EngineFault, Reason
 from pipeline.config import load_line
 from pipeline.lanes import Lane
 from pipeline.takes import no_overrides, run_watched
@@ -31,7 +32,7 @@ ROLES = ("ingest", "inspect", "sink", SERVER)
 PARTS, DRAWN, SEED, JITTER = ("board", "disc", "fabric"), 48, 5, 0.1
 GATE_MS = 60_000  # nothing is cut short: what a part had to wait is measured, not judged
 LOOK_S = 0.1
-MISSED = {Reason.DEADLINE, Reason.OVERRUN}
+LATE = {Reason.DEADLINE, Reason.OVERRUN}  # what load does to a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ class Seen:
 
     decided_ns: list[int] = field(default_factory=list)
     latency_ms: list[float] = field(default_factory=list)  # of frames that were inspected
-    missed: int = 0
+    steps: list[int] = field(default_factory=list)  # of the same
+    without_evidence: Counter[Reason] = field(default_factory=Counter)
     residual: int = 0
     looks: list[Look] = field(default_factory=list)
 
@@ -57,10 +59,24 @@ class Seen:
         """Note one verdict."""
         verdict = delivery.verdict
         self.decided_ns.append(verdict.decided_ns)
-        if verdict.reason in MISSED:
-            self.missed += 1
-        else:
-            self.latency_ms.append((verdict.decided_ns - verdict.captured_ns) / 1e6)
+        if verdict.reason is not None:
+            self.without_evidence[verdict.reason] += 1
+            return
+        self.latency_ms.append((verdict.decided_ns - verdict.captured_ns) / 1e6)
+        self.steps.append(verdict.steps)
+
+    def require_evidence(self, but: Collection[Reason] = ()) -> None:
+        """Refuse figures of a line that did not inspect its frames: raises EngineFault.
+
+        Reasons in ``but`` are what the bench measures.
+        """
+        lacking = {r: count for r, count in self.without_evidence.items() if r not in but}
+        if lacking:
+            told = ", ".join(f"{count} {reason}" for reason, count in lacking.items())
+            raise EngineFault(
+                f"of {len(self.decided_ns)} frames the line did not inspect {told}; "
+                "see what doctor says of the machine"
+            )
 
 
 def simulator(frames: int | None, rate_hz: float) -> dict[str, Any]:

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, cast
 import psutil
 import pytest
 
+from engines.bundle import open_bundle
 from engines.contracts import Decision, EngineFault, Reason, Verdict
-from pipeline.bench.line import Alone, Spent, bench_line, rate_of, spent_per_frame
-from pipeline.bench.stage import ROLES, Look, Seen, run_stage
+from pipeline.bench.line import Alone, Spent, bench_line, engine_alone, rate_of, spent_per_frame
+from pipeline.bench.report import quantiles
+from pipeline.bench.stage import LATE, ROLES, Look, Seen, run_stage
 
 if TYPE_CHECKING:
     from pipeline.stream import VerdictDelivery
 
 DEMO = Path(__file__).parents[2] / "configs" / "bundles" / "demo"
+FEW = 16  # frames
 needs_demo = pytest.mark.skipif(not DEMO.exists(), reason="the demo bundle is not here")
 
 
@@ -61,13 +64,34 @@ def test_too_few_verdicts_make_no_rate() -> None:
         rate_of([5])
 
 
-def test_overruns_count_as_missed_and_not_as_quick() -> None:
-    """What was refused at once would make the latency look good."""
+@pytest.mark.parametrize("reason", Reason)
+def test_frames_without_evidence_are_not_quick_ones(reason: Reason) -> None:
+    """What was refused at once would make the latency look good, for whatever reason it was."""
     found = Seen()
-    for one in (delivery(7), delivery(0, Reason.OVERRUN), delivery(9, Reason.NO_EVIDENCE)):
+    for one in (delivery(7), delivery(0, reason), delivery(9)):
         found.add(one)
-    assert found.missed == 1
+    assert found.without_evidence == {reason: 1}
     assert found.latency_ms == [7, 9]
+    assert len(found.steps) == 2
+
+
+def test_a_line_that_did_not_inspect_has_no_figures() -> None:
+    """What load does to a line may be measured; all else ends the bench with one sentence."""
+    found = Seen()
+    for one in (delivery(7), delivery(0, Reason.OVERRUN)):
+        found.add(one)
+    found.require_evidence(but=LATE)
+    with pytest.raises(EngineFault, match="of 2 frames the line did not inspect 1 overrun;"):
+        found.require_evidence()
+    found.add(delivery(0, Reason.ENGINE_FAULT))
+    with pytest.raises(EngineFault, match="1 engine_fault;"):
+        found.require_evidence(but=LATE)
+
+
+def test_the_far_tail_needs_ten_frames_beyond_it() -> None:
+    """Below ten thousand values the 99.9th percentile would only be the slowest of them."""
+    assert [name for name, _ in quantiles([1.0] * 9_999)] == ["p50", "p99"]
+    assert dict(quantiles([1.0] * 9_980 + [2.0] * 20)) == {"p50": 1, "p99": 1, "p999": 2}
 
 
 def test_processor_time_is_that_of_the_verdicts_between_two_looks() -> None:
@@ -100,12 +124,12 @@ def test_results_are_called_by_their_stable_names(monkeypatch: pytest.MonkeyPatc
         asked.append((frames, rate_hz, idle_s))
         return seen(40)
 
-    monkeypatch.setattr("pipeline.bench.line.engine_alone", lambda *_: Alone(20, 0.05, 0.1))
+    monkeypatch.setattr("pipeline.bench.line.engine_alone", lambda *_: Alone(20, 0.05, 0.1, 0))
     monkeypatch.setattr("pipeline.bench.line.run_stage", stage)
     report = bench_line(DEMO, frames=40, idle_s=1.0)
     assert [(one.name, one.ratio > 0) for one in report.results] == [
         (f"line.{name}", True)
-        for name in ("saturation", "host_cpu", "p50", "p99", "p999", "idle_ingest", "idle_sink")
+        for name in ("saturation", "host_cpu", "p50", "p99", "idle_ingest", "idle_sink")
     ]
     assert report.results[0].ratio == pytest.approx(0.5)
     assert asked[1][:2] == (40, pytest.approx(8))
@@ -116,11 +140,19 @@ def test_results_are_called_by_their_stable_names(monkeypatch: pytest.MonkeyPatc
 def test_a_real_line_answers_and_is_gone() -> None:
     """Every role is a process of its own, works for the frames, and ends with the bench."""
     before = set(psutil.Process().children())
-    found = run_stage(DEMO, 6, 0.0)
-    assert len(found.decided_ns) == len(found.latency_ms) == 6
+    found = run_stage(DEMO, FEW, 0.0)
+    assert len(found.decided_ns) == len(found.latency_ms) == FEW
     assert found.residual == 0
     assert {role for look in found.looks for role in look.cpu_s} == set(ROLES)
     assert set(psutil.Process().children()) <= before
+
+
+@needs_demo
+def test_a_line_and_the_engine_alone_take_the_same_steps() -> None:
+    """Else the one would be measured against an engine that works more, or less, for a frame."""
+    found = run_stage(DEMO, FEW, 0.0)
+    alone = engine_alone(open_bundle(DEMO), FEW)
+    assert alone.steps == pytest.approx(sum(found.steps) / FEW)
 
 
 @needs_demo
