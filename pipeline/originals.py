@@ -22,6 +22,7 @@ import numpy as np
 
 from engines.contracts import BadConfig, UInt8
 from pipeline.shared import ORIGINALS, shared_path
+from pipeline.shared.places import is_at, locked
 from pipeline.telemetry import facts
 from pipeline.wire import split_frame_id
 
@@ -45,12 +46,11 @@ class Originals:
         self._bytes = 0
         self._is_left = False
         self._kept: OrderedDict[str, int] = OrderedDict()  # file name -> bytes, oldest first
+        self._lock = locked(self._folder, folder=True)
         try:
-            self._folder.mkdir(mode=0o700, exist_ok=True)
-            if not is_ours(self._folder):
-                raise PermissionError(0, "somebody else's")
             self._take_stock()
         except OSError as error:
+            os.close(self._lock)
             reason = error.strerror or error
             raise BadConfig(f"originals cannot be kept in {self._folder}: {reason}") from None
 
@@ -81,8 +81,13 @@ class Originals:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None and not self._is_left:
+        if kind is None and not self._is_left and is_at(self._folder, self._lock):
             shutil.rmtree(self._folder, ignore_errors=True)
+        self.close()
+
+    def close(self) -> None:
+        """Leave the folder, with what is in it, to the next writer."""
+        os.close(self._lock)
 
     def _make_room(self, size: int) -> None:
         """Forget the oldest until ``size`` is within the limit."""

@@ -15,6 +15,7 @@ adding runs at the speed of memory, where the CRC alone would take five times as
 
 The name of a ring comes from the configuration (run folder and camera), never from an entry. A
 ring outlives the death of its writer, whose next start goes on with it: open frames are not lost.
+Its writer holds a lock on it, and nobody removes what is locked.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import struct
 import zlib
 
@@ -43,8 +44,11 @@ def copy_summed(target: UInt8, source: UInt8, summed: UInt8) -> int:
 
 def header_of(file: int) -> tuple[int, int, int] | None:
     """Nonce, slots and bytes per slot of a whole ring that is ours; None for anything else."""
-    said, found = os.pread(file, HEADER.size, 0), os.fstat(file)
-    if len(said) != HEADER.size or found.st_uid != os.getuid():
+    found = os.fstat(file)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+        return None
+    said = os.pread(file, HEADER.size, 0)
+    if len(said) != HEADER.size:
         return None
     mark, nonce, slots, slot_bytes = HEADER.unpack(said)
     is_whole = mark == MARK and slots and slot_bytes and found.st_size == size_of(slots, slot_bytes)

@@ -82,9 +82,9 @@ class _Mapped:
 
 
 def _mapped(path: Path) -> _Mapped | None:
-    """The ring at ``path``, or None where there is none of ours."""
+    """The ring at ``path``, or None where there is none of ours; nothing there makes it wait."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:
@@ -98,5 +98,7 @@ def _mapped(path: Path) -> _Mapped | None:
             prot=mmap.PROT_READ,
         )
         return _Mapped(memory, *known)
+    except (OSError, ValueError):  # no memory to map it, or cut meanwhile
+        return None
     finally:
         os.close(file)

@@ -8,6 +8,7 @@ import os
 import secrets
 from collections import deque
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -27,7 +28,7 @@ from pipeline.shared.layout import (
     size_of,
     table_of,
 )
-from pipeline.shared.places import locked
+from pipeline.shared.places import is_at, locked, not_had
 
 
 class FrameRing:
@@ -36,16 +37,14 @@ class FrameRing:
     def __init__(self, path: Path, slots: int, slot_bytes: int) -> None:
         self._path = path
         self._slot_bytes = slot_bytes
-        self._file = locked(path)
-        known = header_of(self._file)
-        if known is None or known[1:] != (slots, slot_bytes):
-            self._file = _renewed(path, self._file, size_of(slots, slot_bytes))
-            self._nonce = secrets.randbits(64)
-        else:
-            self._nonce = known[0]
-        self._memory = mmap.mmap(
-            self._file, size_of(slots, slot_bytes), flags=mmap.MAP_SHARED | mmap.MAP_POPULATE
-        )
+        self._file, self._nonce = _opened(path, slots, slot_bytes)
+        try:
+            self._memory = mmap.mmap(
+                self._file, size_of(slots, slot_bytes), flags=mmap.MAP_SHARED | mmap.MAP_POPULATE
+            )
+        except OSError as error:
+            os.close(self._file)
+            raise not_had(path, error) from None
         self._memory[: HEADER.size] = HEADER.pack(MARK, self._nonce, slots, slot_bytes)
         self._table = table_of(self._memory, slots)
         self._pixels = pixels_of(self._memory, slots, slot_bytes)
@@ -76,7 +75,7 @@ class FrameRing:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
+        if kind is None and is_at(self._path, self._file):
             self._path.unlink(missing_ok=True)
         self.close()
 
@@ -86,11 +85,25 @@ class FrameRing:
         os.close(self._file)
 
 
-def _renewed(path: Path, old: int, size: int) -> int:
-    """A new, empty file in the place of one that readers may still have mapped."""
-    path.unlink(missing_ok=True)
-    file = locked(path, os.O_EXCL)
-    os.close(old)
+def _opened(path: Path, slots: int, slot_bytes: int) -> tuple[int, int]:
+    """The locked file of a ring and its nonce: a former start's where it fits, else a new one."""
+    file = locked(path)
+    with ExitStack() as stack:
+        stack.callback(os.close, file)
+        try:
+            known = header_of(file)
+            if known is not None and known[1:] == (slots, slot_bytes):
+                stack.pop_all()
+                return file, known[0]
+            path.unlink(missing_ok=True)  # readers may still have it mapped
+        except OSError as error:
+            raise not_had(path, error) from None
+        return _new(path, size_of(slots, slot_bytes)), secrets.randbits(64)
+
+
+def _new(path: Path, size: int) -> int:
+    """A new, empty file, locked, of memory that is all there."""
+    file = locked(path, new=True)
     try:
         os.posix_fallocate(file, 0, size)  # memory that is missing is missed now, not as a SIGBUS
     except OSError as error:

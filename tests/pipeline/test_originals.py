@@ -59,6 +59,7 @@ def test_the_oldest_makes_room(run_dir: Path) -> None:
     killed = Originals(run_dir, "left", 3 * ONE)
     for number in range(5):
         killed.keep(f"left/1-{number}", exposure(number))
+    killed.close()  # as the kernel does for a process that dies
     (originals_folder(run_dir, "left") / "fresh").write_bytes(b"torn")
     assert kept(run_dir, range(9)) == [2, 3, 4]
     with Originals(run_dir, "left", 3 * ONE) as originals:
@@ -179,6 +180,17 @@ def test_a_folder_of_somebody_else_is_refused(run_dir: Path) -> None:
     elsewhere = run_dir / "elsewhere"
     elsewhere.mkdir()
     originals_folder(run_dir, "left").symlink_to(elsewhere)
-    with pytest.raises(BadConfig, match="cannot be kept"):
+    with pytest.raises(BadConfig, match="cannot be had"):
         Originals(run_dir, "left", 1_000_000)
     assert original_of(run_dir, "left/1-1") is None
+
+
+def test_two_writers_of_one_camera_are_refused(run_dir: Path) -> None:
+    """The originals of a living camera are neither written to nor removed by another."""
+    with Originals(run_dir, "left", 1_000_000) as originals:
+        originals.keep("left/1-1", exposure(1))
+        with pytest.raises(BadConfig, match="stop the other ingest"):
+            Originals(run_dir, "left", 1_000_000)
+        remove_shared(run_dir)
+        assert kept(run_dir, range(9)) == [1]
+    assert not originals_folder(run_dir, "left").exists()

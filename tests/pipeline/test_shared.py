@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import mmap
+import os
 import signal
 import subprocess
 import sys
@@ -167,7 +171,7 @@ def test_a_ring_that_is_not_there_is_a_lost_image(run_dir: Path, fault: str) -> 
             (run_dir / "elsewhere").write_bytes(content)
             path.symlink_to(run_dir / "elsewhere")
         case "renewed":
-            ring_of(run_dir, slots=3)
+            ring_of(run_dir, slots=3).close()
     with pytest.raises(LostImage):
         FrameRings(run_dir, ["left"]).fetch("left/1-1", reference, SIZE)
 
@@ -364,10 +368,109 @@ def test_a_line_removes_what_its_processes_left(run_dir: Path, tmp_path: Path) -
     for name in ("left", "left.2"):
         with pytest.raises(RuntimeError), FrameRing(shared_path(run_dir, name, FRAMES), 1, 9):
             raise RuntimeError
-    Originals(run_dir, "left", 1_000_000).keep("left/1-1", picture(1))
+    originals = Originals(run_dir, "left", 1_000_000)
+    originals.keep("left/1-1", picture(1))
+    originals.close()
     with FrameRing(shared_path(other, "left", FRAMES), 1, 9):
         remove_shared(run_dir)
         assert (len(shared_paths(run_dir)), len(shared_paths(other))) == (0, 1)
+
+
+def open_files() -> int:
+    """How many files this process holds."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_living_camera_keeps_its_ring(run_dir: Path) -> None:
+    """A line that ends removes nothing that another process is still writing."""
+    with ring_of(run_dir) as ring:
+        reference = sent(ring, 1)
+        remove_shared(run_dir)
+        image = FrameRings(run_dir, ["left"]).fetch("left/1-1", reference, SIZE)
+        np.testing.assert_array_equal(image, picture(1))
+    assert not shared_paths(run_dir)
+
+
+def test_a_lock_on_what_was_removed_is_tried_again(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An owner that ends between the opening and the locking leaves its successor a ring."""
+    ended = ring_of(run_dir)
+    flock = fcntl.flock
+
+    def end_first(file: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        ended.__exit__(None)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", end_first)
+    with ring_of(run_dir) as ring:
+        reference = sent(ring, 1)
+        FrameRings(run_dir, ["left"]).fetch("left/1-1", reference, SIZE)
+        with pytest.raises(BadConfig):
+            ring_of(run_dir)
+    assert not shared_paths(run_dir)
+
+
+def test_a_refused_lock_leaves_no_descriptor(run_dir: Path) -> None:
+    """However often a start is refused, the process holds as many files as before."""
+    with ring_of(run_dir):
+        before = open_files()
+        with pytest.raises(BadConfig):
+            ring_of(run_dir)
+        assert open_files() == before
+
+
+@pytest.mark.parametrize("kind", ["foreign", "folder", "fifo", "link"])
+def test_what_else_lies_at_the_name_is_one_sentence(run_dir: Path, kind: str) -> None:
+    """A writer is refused, a reader finds its image lost, neither waits, and it stays as it was."""
+    path = shared_path(run_dir, "left", FRAMES)
+    with ring_of(run_dir) as ring:
+        reference = sent(ring, 1)
+    match kind:
+        case "foreign":
+            if os.getuid():
+                pytest.skip("only root can give a file away")
+            path.write_bytes(b"theirs")
+            os.chown(path, 12_345, 12_345)
+        case "folder":
+            path.mkdir()
+        case "fifo":
+            os.mkfifo(path)
+        case _:
+            path.symlink_to(run_dir / "elsewhere")
+    with pytest.raises(BadConfig, match="cannot be had"):
+        ring_of(run_dir)
+    with pytest.raises(LostImage):
+        FrameRings(run_dir, ["left"]).fetch("left/1-1", reference, SIZE)
+    if kind == "foreign":
+        remove_shared(run_dir)
+        assert path.read_bytes() == b"theirs"
+        path.unlink()
+
+
+@pytest.mark.parametrize("call", ["pread", "mmap", "unlink"])
+def test_memory_that_fails_is_one_sentence(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Whatever the system refuses is the writer's BadConfig and the reader's LostImage."""
+    left = ring_of(run_dir)
+    reference = sent(left, 1)
+    left.close()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    target = {"pread": os, "mmap": mmap, "unlink": Path}[call]
+    with monkeypatch.context() as failing:
+        failing.setattr(target, call, fail)
+        before = open_files()
+        with pytest.raises(BadConfig, match="Input/output error"):
+            ring_of(run_dir, slots=5)
+        assert open_files() == before
+        if call != "unlink":
+            with pytest.raises(LostImage):
+                FrameRings(run_dir, ["left"]).fetch("left/1-1", reference, SIZE)
 
 
 def test_memory_that_is_not_there_is_one_sentence(run_dir: Path) -> None:
