@@ -7,30 +7,37 @@ image AUROC of the same frames at the same depth stands beside it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from engines.contracts import ADAPTIVE, Backend, BadData, Finding, Rows, UInt8
+from engines.contracts import Backend, BadData, Finding, UInt8
+from engines.costs import CostTable
 from engines.dataset import evenly, load_model_input, named_categories, test_items
-from engines.images import image_seed, to_model_input
+from engines.images import to_model_input
+from engines.inspector import Inspector, Part, inspect_all
 from engines.metrics import ranking_metrics
 from engines.parity_set import has_frames, load_frames
+from engines.scheduler import Policy, Scheduler
 from pipeline.bench.turns import deepest_plan
+from pipeline.config import WorkerSettings
 from pipeline.simulator.line import LEAST_SEVERITY
 from pipeline.simulator.render import PARTS, defects, render
+from pipeline.worker import scheduler_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from engines.bundle import Bundle
+    from engines.calibration import Calibration
+    from engines.contracts import Evidence, Progress, Rows
     from engines.dataset import Item
 
 GOOD_SHARE = 0.9  # of the frames of a line, nine to one
 FRAMES = 60  # at most, of each kind and category
 DRAWN, SEED = 20, 4242  # of each kind and simulated part, where no folder is given
-BATCH = 8
+PERCENT = 100
 Kinds = tuple[str, list[UInt8], list[UInt8]]  # a category, its good and its defective model inputs
 
 
@@ -40,38 +47,77 @@ class Depth:
 
     calls: float
     told: str
+    spread: tuple[int, ...]  # calls of every hundredth of the frames, ascending
+    finishes: float = 1.0  # calls of a frame: each look that it did not leave at is one more
     image_auroc: float | None = None  # None without truth, or without thresholds on this backend
 
+    @classmethod
+    def deepest(cls, bundle: Bundle, told: str) -> Depth:
+        """Of frames that all take the deepest plan."""
+        calls = len(bundle.manifest.plans[deepest_plan(bundle)].levels)
+        return cls(calls, told, (calls,) * PERCENT)
 
-def measured_depth(bundle: Bundle, backend: Backend, data: Path | None) -> Depth:
-    """On test frames of a folder; else on frames drawn for a bundle of simulated parts; else on the
+
+class _Found(NamedTuple):
+    """Findings, and how many rows went through the finish graph for them."""
+
+    findings: list[Finding]
+    finished: int
+
+    @property
+    def calls(self) -> float:
+        return float(np.mean([finding.steps for finding in self.findings]))
+
+    @property
+    def finishes(self) -> float:
+        return self.finished / len(self.findings)
+
+
+def measured_depth(
+    bundle: Bundle, backend: Backend, data: Path | None, *, early_exit: bool = True
+) -> Depth:
+    """As a worker's scheduler has it, which lets frames leave early unless told otherwise.
+
+    On test frames of a folder; else on frames drawn for a bundle of simulated parts; else on the
     bundle's parity frames; else the deepest plan's.
     """
     if data is not None:
-        return _weighed(bundle, backend, _test_frames(bundle, data), "test frames")
-    if bundle.manifest.categories and set(bundle.manifest.categories) <= set(PARTS):
-        return _weighed(bundle, backend, _drawn_frames(bundle), "simulated frames")
-    if has_frames(bundle):
-        return _on_parity_frames(bundle, backend)
-    calls = len(bundle.manifest.plans[deepest_plan(bundle)].levels)
-    return Depth(calls, "deepest plan: there are no frames to measure on; give --data")
+        kinds, told = _test_frames(bundle, data), "test frames"
+    elif bundle.manifest.categories and set(bundle.manifest.categories) <= set(PARTS):
+        kinds, told = _drawn_frames(bundle), "simulated frames"
+    elif has_frames(bundle):
+        return _on_parity_frames(bundle, backend, early_exit)
+    else:
+        return Depth.deepest(bundle, "deepest plan: there are no frames to measure on; give --data")
+    return _weighed(bundle, backend, kinds, told, early_exit)
 
 
-def _weighed(bundle: Bundle, backend: Backend, kinds: Iterable[Kinds], told: str) -> Depth:
+def _weighed(
+    bundle: Bundle, backend: Backend, kinds: Iterable[Kinds], told: str, early_exit: bool
+) -> Depth:
     """Good and defective frames nine to one: each kind's mean by its share, then over categories.
 
     Weighing the means instead of thinning out the frames uses every frame there is.
     """
-    calls, ranks, counts = [], [], np.zeros(2, np.int64)
+    shares = np.array([GOOD_SHARE, 1 - GOOD_SHARE])
+    calls, finishes, ranks, counts = [], [], [], np.zeros(2, np.int64)
+    steps: list[int] = []
+    weights: list[float] = []
     for category, *images in kinds:
-        good, defective = (_findings(bundle, backend, category, kind) for kind in images)
-        calls.append(GOOD_SHARE * _calls(good) + (1 - GOOD_SHARE) * _calls(defective))
-        ranks.append(_image_auroc(bundle, backend, good, defective))
-        counts += [len(good), len(defective)]
+        both = [_findings(bundle, backend, category, kind, early_exit) for kind in images]
+        calls.append(shares @ [found.calls for found in both])
+        finishes.append(shares @ [found.finishes for found in both])
+        ranks.append(_image_auroc(bundle, backend, *(found.findings for found in both)))
+        counts += [len(found.findings) for found in both]
+        for share, found in zip(shares, both, strict=True):
+            steps += [finding.steps for finding in found.findings]
+            weights += [share / len(found.findings)] * len(found.findings)
     known = [rank for rank in ranks if rank is not None]
     return Depth(
         calls=float(np.mean(calls)),
         told=f"{counts[0]} good and {counts[1]} defective {told}, weighed 9:1",
+        spread=_spread(steps, weights),
+        finishes=float(np.mean(finishes)),
         image_auroc=float(np.mean(known)) if len(known) == len(ranks) else None,
     )
 
@@ -95,22 +141,22 @@ def _drawn_frames(bundle: Bundle) -> Iterator[Kinds]:
         yield part, inputs[:DRAWN], inputs[DRAWN:]
 
 
-def _on_parity_frames(bundle: Bundle, backend: Backend) -> Depth:
+def _on_parity_frames(bundle: Bundle, backend: Backend, early_exit: bool) -> Depth:
     frames = load_frames(bundle)
-    found = [
-        finding
-        for name in sorted(set(frames.categories))
-        for finding in _findings(
-            bundle,
-            backend,
-            name,
-            [image for image, c in zip(frames.images, frames.categories, strict=True) if c == name],
-        )
+    by_category: dict[str, list[UInt8]] = {}
+    for name, image in zip(frames.categories, frames.images, strict=True):
+        by_category.setdefault(name, []).append(image)
+    each = [
+        _findings(bundle, backend, name, images, early_exit) for name, images in by_category.items()
     ]
-    told = (
-        f"{len(found)} parity frames of the bundle, half of them made anomalous; --data is fairer"
+    found = _Found(
+        [finding for one in each for finding in one.findings], sum(one.finished for one in each)
     )
-    return Depth(_calls(found), told)
+    steps = [finding.steps for finding in found.findings]
+    told = (
+        f"{len(steps)} parity frames of the bundle, half of them made anomalous; --data is fairer"
+    )
+    return Depth(found.calls, told, _spread(steps, np.ones(len(steps)).tolist()), found.finishes)
 
 
 def _test_frames(bundle: Bundle, data: Path) -> Iterator[Kinds]:
@@ -134,59 +180,66 @@ def _loaded(items: Sequence[Item], bundle: Bundle) -> list[UInt8]:
 
 
 def _findings(
-    bundle: Bundle, backend: Backend, category: str, images: Sequence[UInt8]
-) -> list[Finding]:
-    """Every image walked as far as it asks for, in batches."""
+    bundle: Bundle, backend: Backend, category: str, images: Sequence[UInt8], early_exit: bool
+) -> _Found:
+    """Every image walked as far as a worker's scheduler lets it."""
     name, row = bundle.category_name(category), bundle.category_id(category)
-    found: list[Finding] = []
-    width = min(BATCH, backend.capacity)
-    for first in range(0, len(images), width):
-        batch = np.stack(images[first : first + width])
-        rows = Rows(
-            image=batch,
-            category=np.full(len(batch), row, np.int64),
-            seed=np.array([image_seed(image) for image in batch], np.int64),
-            plan=np.full(len(batch), ADAPTIVE, np.int32),
-        )
-        found += _walked(backend, rows, name)
-    return found
+    parts = [Part(str(number), row, name, image) for number, image in enumerate(images)]
+    counted = _Counted(backend)
+    inspector = Inspector(counted, scheduler=_scheduler(bundle, backend.key, early_exit))
+    return _Found(list(inspect_all(inspector, parts)), counted.finished)
 
 
-def _walked(backend: Backend, rows: Rows, category: str) -> Iterator[Finding]:
-    slots = np.arange(len(rows))
-    progress = backend.start(rows, slots.tolist())
-    left, plans, levels = (
-        values.copy() for values in (progress.steps_left, progress.plan, progress.level)
-    )
-    planned, calls = left.copy(), np.zeros(len(rows), np.int64)
-    while (going := left > 0).any():
-        progress = backend.step(slots[going].tolist())
-        left[going], levels[going] = progress.steps_left, progress.level
-        calls[going] += 1
-    evidence = backend.finish(slots.tolist())
-    for row in slots.tolist():
-        yield Finding(
-            frame_id=str(row),
-            category=category,
-            anomaly_map=evidence.anomaly_map[row].copy(),
-            anomaly_score=float(evidence.anomaly_score[row]),
-            plan=int(plans[row]),
-            level=int(levels[row]),
-            steps=int(calls[row]),
-            steps_planned=int(planned[row]),
-        )
+def _scheduler(bundle: Bundle, backend_key: str, early_exit: bool) -> Scheduler:
+    """The worker's; without thresholds one by which every frame takes the plan it asks for."""
+    settings = WorkerSettings(early_exit=early_exit)
+    if _calibration(bundle) is None:
+        return Scheduler(Policy(settings.batch_max))
+    return scheduler_of(settings, bundle, backend_key, CostTable())
 
 
-def _calls(findings: Sequence[Finding]) -> float:
-    return float(np.mean([finding.steps for finding in findings]))
+class _Counted:
+    """A backend, and how many rows its finish graph was given."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.capacity, self.key = backend.capacity, backend.key
+        self.finished = 0
+
+    def start(self, rows: Rows, slots: list[int]) -> Progress:
+        return self._backend.start(rows, slots)
+
+    def step(self, slots: list[int]) -> Progress:
+        return self._backend.step(slots)
+
+    def finish(self, slots: list[int]) -> Evidence:
+        self.finished += len(slots)
+        return self._backend.finish(slots)
+
+    def close(self) -> None:
+        """Whoever opened the backend closes it."""
+
+
+def _spread(steps: Sequence[int], weights: Sequence[float]) -> tuple[int, ...]:
+    """Calls of every hundredth of the frames, ascending."""
+    order = np.argsort(steps)
+    below = np.cumsum(np.asarray(weights)[order])
+    middles = (np.arange(PERCENT) + 0.5) / PERCENT * below[-1]
+    return tuple(np.asarray(steps)[order][np.searchsorted(below, middles)].tolist())
+
+
+def _calibration(bundle: Bundle) -> Calibration | None:
+    """Its thresholds; those of another bundle are none."""
+    found = bundle.calibration()
+    return found if found is not None and found.bundle_id == bundle.bundle_id else None
 
 
 def _image_auroc(
     bundle: Bundle, backend: Backend, good: Sequence[Finding], defective: Sequence[Finding]
 ) -> float | None:
     """Ranked by surprise, since raw scores of different depths do not compare."""
-    calibration = bundle.calibration()
-    if calibration is None or calibration.bundle_id != bundle.bundle_id:
+    calibration = _calibration(bundle)
+    if calibration is None:
         return None
     found = [calibration.judge(one, backend.key).surprise for one in (*good, *defective)]
     ranks = [surprise for surprise in found if surprise is not None]

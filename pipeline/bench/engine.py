@@ -2,8 +2,9 @@
 
 All run on rows of the same size, in turns, in one process; figures are medians over the rounds.
 Against torch a whole pass is start, every step of the deepest plan, and finish. Against EfficientAD
-it is start, as many steps as frames take that choose by themselves, and finish; and once more with
-the deepest plan for every frame. Rows without a precision in their name take the best one that the
+it is start, as many steps as frames take that a worker inspects, and finish with every look on the
+way; once more without early exit, where frames still choose their depth; and once more with the
+deepest plan forced. Rows without a precision in their name take the best one that the
 bundle is calibrated for, and each side at its better batch size.
 """
 
@@ -14,21 +15,20 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from engines.backend import open_backend
 from engines.bundle import GRAPHS, open_bundle
-from pipeline.bench.depth import measured_depth
+from pipeline.bench.depth import Depth, measured_depth
 from pipeline.bench.machine import machine_facts, matmul_peak
 from pipeline.bench.operations import graph_operations
 from pipeline.bench.report import Report, Result
 from pipeline.bench.rivals import rivals_at
-from pipeline.bench.turns import deepest_plan, drawn_rows, in_turns, timed_pass
+from pipeline.bench.turns import drawn_rows, in_turns, timed_pass
 from pipeline.doctor.machine import cpu_flags
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from engines.bundle import Bundle
     from engines.contracts import Backend
-    from pipeline.bench.depth import Depth
     from pipeline.bench.rivals import Rival
     from pipeline.bench.turns import Medians
 
@@ -40,6 +40,7 @@ RIVALS = {
     "efficientad_s.unpadded": "EfficientAD-S without padding",
 }
 OURS, REFERENCE = "ours", "torch"
+AS_RUN, NO_EXIT, FIXED = "", ".no_exit", ".fixed"  # how deep frames go, in names of results
 
 
 class Timed(NamedTuple):
@@ -53,10 +54,11 @@ class Timed(NamedTuple):
         """Frames per second of whole passes."""
         return self.batch / self.seconds[who]["pass"]
 
-    def rate_at(self, calls: float) -> float:
-        """Our frames per second where frames take so many denoiser calls."""
+    def rate_at(self, depth: Depth) -> float:
+        """Our frames per second where frames go so deep and are looked at so often."""
         ours = self.seconds[OURS]
-        return self.batch / (ours["start"] + calls * ours["step"] + ours["finish"])
+        called = depth.calls * ours["step"] + depth.finishes * ours["finish"]
+        return self.batch / (ours["start"] + called)
 
 
 class Trial(NamedTuple):
@@ -64,8 +66,7 @@ class Trial(NamedTuple):
 
     precision: str
     peak: float  # operations per second
-    depth: Depth
-    deepest: int  # denoiser calls of the deepest plan
+    depths: dict[str, Depth]  # AS_RUN, NO_EXIT and FIXED
     timed: tuple[Timed, ...]
 
 
@@ -129,9 +130,12 @@ def _trial(
         runners = {OURS: ours, REFERENCE: reference}
         timed = [_timed(bundle, runners, rivals, batch, rounds) for batch in batches]
         peak = max(peak, matmul_peak(precision, peak_side))  # a machine may have been busy before
-        depth = measured_depth(bundle, ours, data)
-    deepest = len(bundle.manifest.plans[deepest_plan(bundle)].levels)
-    return Trial(precision, peak, depth, deepest, tuple(timed))
+        depths = {
+            AS_RUN: measured_depth(bundle, ours, data),
+            NO_EXIT: measured_depth(bundle, ours, data, early_exit=False),
+            FIXED: Depth.deepest(bundle, "deepest plan forced"),
+        }
+    return Trial(precision, peak, depths, tuple(timed))
 
 
 def _timed(
@@ -153,29 +157,37 @@ def _timed(
 
 def _headlines(trial: Trial) -> Iterator[Result]:
     """Each side at its better batch size."""
-    best = max(one.rate_at(trial.depth.calls) for one in trial.timed)
-    fixed = max(one.rate_at(trial.deepest) for one in trial.timed)
+    ours = {
+        tail: max(one.rate_at(depth) for one in trial.timed) for tail, depth in trial.depths.items()
+    }
     theirs = {who: max(one.rate(who) for one in trial.timed) for who in trial.timed[0].seconds}
     for rival in RIVALS:
-        if rival in theirs:
-            yield _versus(rival, "", best, theirs[rival])
-    if PUBLISHED in theirs:
-        yield _versus(PUBLISHED, ".fixed", fixed, theirs[PUBLISHED])
+        for tail in _tails(rival, theirs):
+            yield _versus(rival, tail, ours[tail], theirs[rival])
     whole = theirs[OURS]
     yield Result("engine.vs_torch", whole, "frames/s", TORCH, whole / theirs[REFERENCE])
 
 
+def _tails(rival: str, known: Iterable[str]) -> tuple[str, ...]:
+    """The depths that a rival is compared at: all of them for the published one."""
+    if rival not in known:
+        return ()
+    return (AS_RUN, NO_EXIT, FIXED) if rival == PUBLISHED else (AS_RUN,)
+
+
 def _details(trial: Trial) -> Iterator[Result]:
     """Depth and accuracy, then every batch size by itself."""
-    depth, precision = trial.depth, trial.precision
-    against = f"deepest plan, {trial.deepest} calls"
-    calls = max(depth.calls, 1e-3)  # where no frame takes a step
-    yield Result(f"engine.depth.{precision}", calls, "calls/frame", against, trial.deepest / calls)
-    if depth.image_auroc is not None:
-        name, auroc = f"engine.image_auroc.{precision}", depth.image_auroc
-        yield Result(name, auroc, "image AUROC", "chance", auroc / 0.5)
+    deepest = trial.depths[FIXED].calls
+    against = f"deepest plan, {deepest:.0f} calls"
+    for way in (AS_RUN, NO_EXIT):
+        depth, tail = trial.depths[way], f"{way}.{trial.precision}"
+        calls = max(depth.calls, 1e-3)  # where no frame takes a step
+        yield Result(f"engine.depth{tail}", calls, "calls/frame", against, deepest / calls)
+        if (auroc := depth.image_auroc) is not None:
+            name = f"engine.image_auroc{tail}"
+            yield Result(name, auroc, "image AUROC", "chance", auroc / 0.5)
     for timed in trial.timed:
-        yield from _against_torch(timed, precision)
+        yield from _against_torch(timed, trial.precision)
         yield from _against_rivals(timed, trial)
         yield from _against_peak(timed, trial)
 
@@ -189,13 +201,10 @@ def _against_torch(timed: Timed, precision: str) -> Iterator[Result]:
 
 
 def _against_rivals(timed: Timed, trial: Trial) -> Iterator[Result]:
-    tail = f".{trial.precision}_b{timed.batch}"
     for rival in RIVALS:
-        if rival in timed.seconds:
-            theirs = timed.rate(rival)
-            yield _versus(rival, tail, timed.rate_at(trial.depth.calls), theirs)
-            if rival == PUBLISHED:
-                yield _versus(rival, f".fixed{tail}", timed.rate_at(trial.deepest), theirs)
+        for way in _tails(rival, timed.seconds):
+            tail, ours = f"{way}.{trial.precision}_b{timed.batch}", timed.rate_at(trial.depths[way])
+            yield _versus(rival, tail, ours, timed.rate(rival))
 
 
 def _versus(rival: str, tail: str, ours: float, theirs: float) -> Result:
@@ -218,8 +227,11 @@ def _facts(trial: Trial) -> dict[str, object]:
         f"gflop_per_frame_{part}": round(operations / timed.batch / 1e9, 2)
         for part, operations in timed.operations.items()
     }
-    return {
-        f"matmul_gflops_{trial.precision}": round(trial.peak / 1e9, 1),
-        f"depth_{trial.precision}": f"{trial.depth.calls:.2f} calls: {trial.depth.told}",
-        **gflop,
+    peak = {f"matmul_gflops_{trial.precision}": round(trial.peak / 1e9, 1)}
+    depths = {
+        f"depth{way.replace('.', '_')}_{trial.precision}": (
+            f"{depth.calls:.2f} calls, {depth.finishes:.2f} of finish: {depth.told}"
+        )
+        for way, depth in trial.depths.items()
     }
+    return {**peak, **depths, **gflop}

@@ -12,9 +12,10 @@ from PIL import Image
 
 from engines.backend import open_backend
 from engines.bundle import open_bundle
+from engines.calibration import ExitRule
 from engines.contracts import BadBundle, BadData, Evidence, Progress, Rows
-from pipeline.bench.depth import measured_depth
-from pipeline.bench.engine import bench_engine
+from pipeline.bench.depth import Depth, _spread, measured_depth
+from pipeline.bench.engine import Timed, bench_engine
 from pipeline.bench.rivals import rivals_at
 from pipeline.bench.turns import Seconds, drawn_rows, in_turns, timed_pass
 from pipeline.simulator.render import render
@@ -137,6 +138,34 @@ def test_a_bundle_of_simulated_parts_is_measured_on_drawn_ones(
     assert depth.image_auroc is not None
 
 
+def test_the_spread_of_depth_weighs_frames_by_their_kind() -> None:
+    """Of a hundred frames, ninety are as deep as good ones are, however few good ones were seen."""
+    spread = _spread([8, 0, 0, 2], [0.1, 0.45 / 2, 0.45 / 2, 0.45])
+    assert [spread.count(calls) for calls in (0, 2, 8)] == [45, 45, 10]
+
+
+def test_frames_that_are_looked_at_pay_for_every_look() -> None:
+    """Start, two steps of 3 s and one and a half finishes of 4 s take 1 + 6 + 6 s for a batch."""
+    seconds = {"ours": {"start": 1.0, "step": 3.0, "finish": 4.0, "pass": 99.0}}
+    depth = Depth(calls=2.0, told="", spread=(2,), finishes=1.5)
+    assert Timed(2, seconds, {}).rate_at(depth) == pytest.approx(2 / 13)
+
+
+@needs_demo
+def test_looks_on_the_way_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame that is looked at before every step, and never leaves, finishes so often more."""
+    monkeypatch.setattr("pipeline.bench.depth.DRAWN", 1)
+    monkeypatch.setattr(ExitRule, "asks", lambda *_: True)
+    monkeypatch.setattr(ExitRule, "decides", lambda *_: False)
+    bundle = open_bundle(DEMO)
+    with open_backend(bundle, "openvino", "f32", capacity=8) as backend:
+        looking = measured_depth(bundle, backend, None)
+        plain = measured_depth(bundle, backend, None, early_exit=False)
+    assert plain.finishes == 1
+    assert looking.calls == plain.calls > 0
+    assert looking.finishes == pytest.approx(1 + looking.calls)
+
+
 @needs_demo
 def test_frames_of_other_parts_are_refused(tmp_path: Path) -> None:
     """A depth on parts that the bundle never saw would be no figure of it."""
@@ -165,10 +194,11 @@ def test_the_engine_bench_covers_rivals_graphs_and_the_peak(
     pytest.importorskip("torch", reason="the extra 'train' is not installed")
     report = bench_engine(DEMO, rounds=1, batches=(1,), precisions=("f32",), peak_side=128)
     names = [one.name for one in report.results]
-    assert names[:4] == [
+    assert names[:5] == [
         "engine.vs_efficientad_s",
-        "engine.vs_efficientad_s.unpadded",
+        "engine.vs_efficientad_s.no_exit",
         "engine.vs_efficientad_s.fixed",
+        "engine.vs_efficientad_s.unpadded",
         "engine.vs_torch",
     ]
     assert {
@@ -176,8 +206,13 @@ def test_the_engine_bench_covers_rivals_graphs_and_the_peak(
         for against in ("vs_torch", "of_peak")
         for graph in ("start", "step", "finish")
     } <= set(names)
-    assert {"engine.vs_torch.pass.f32_b1", "engine.depth.f32"} <= set(names)
-    assert {"matmul_gflops_f32", "depth_f32", "gflop_per_frame_efficientad_s"} <= set(
-        report.machine
+    assert {"engine.vs_torch.pass.f32_b1", "engine.depth.f32", "engine.depth.no_exit.f32"} <= set(
+        names
     )
+    assert {
+        "matmul_gflops_f32",
+        "depth_f32",
+        "depth_fixed_f32",
+        "gflop_per_frame_efficientad_s",
+    } <= set(report.machine)
     assert len(names) == len(set(names))
