@@ -49,7 +49,7 @@ class Entry(BaseModel):
     tails: dict[int, Tail]  # by plan
     cut_tails: dict[int, dict[int, Tail]] = {}  # by plan and calls made, at its cut points
     exits: dict[int, dict[int, Exit]] = {}  # likewise
-    exit_evidence: ExitPromise | None = None
+    exit_evidence: dict[int, ExitPromise] = {}  # by plan
 
     def tail(self, plan: int, steps: int, steps_planned: int) -> Tail | None:
         """The tail of good parts that took a plan and left it after so many calls."""
@@ -86,24 +86,25 @@ class ExitRule:
     """Where rows may leave before the end of their plan, by category."""
 
     entries: Mapping[str, Entry]
+    looks: bool = True  # rows are looked at on their way, and leave where nothing can change
 
-    @property
-    def can_cut(self) -> bool:
-        """Whether a row that stops at any cut point of any plan has a threshold there."""
-        return all(
-            plan in entry.cut_tails for entry in self.entries.values() for plan in entry.tails
-        )
+    def has_threshold(self, category: str, plan: int, steps: int) -> bool:
+        """Whether a row that stops after so many calls can be judged."""
+        entry = self.entries.get(category)
+        return entry is not None and steps in entry.cut_tails.get(plan, {})
 
     def asks(self, category: str, plan: int, steps: int) -> bool:
         """Whether a row is to be looked at after so many calls."""
         entry = self.entries.get(category)
-        return entry is not None and steps in entry.exits.get(plan, {})
+        return self.looks and entry is not None and steps in entry.exits.get(plan, {})
 
     def decides(self, category: str, plan: int, steps: int, score: float) -> bool:
         """Whether a row with this raw score may leave there; a score that is none never."""
+        if not math.isfinite(score):
+            return False
         entry = self.entries[category]
-        surprise = entry.cut_tails[plan][steps].surprise(score) if math.isfinite(score) else None
-        return surprise is not None and entry.exits[plan][steps].decides(surprise)
+        surprise = entry.cut_tails[plan][steps].surprise(score)
+        return entry.exits[plan][steps].decides(surprise)
 
 
 class Calibration(BaseModel):
@@ -161,9 +162,9 @@ class Calibration(BaseModel):
             median_good=tail.score_at(MEDIAN),
         )
 
-    def exit_rule(self, backend_key: str) -> ExitRule:
-        """Early exit on one backend."""
-        return ExitRule(self.entries.get(backend_key, {}))
+    def exit_rule(self, backend_key: str, *, looks: bool = True) -> ExitRule:
+        """Early exit on one backend; without ``looks`` only rows in need leave early."""
+        return ExitRule(self.entries.get(backend_key, {}), looks)
 
     def joined(self, newer: Calibration) -> Calibration:
         """Both sets of entries; where both have one, ``newer``'s."""

@@ -17,7 +17,7 @@ from engines.anomalies import unlearned
 from engines.bounds import error_bound
 from engines.calibration import Calibration, Entry, Promise
 from engines.contracts import BadData, UInt8
-from engines.exits import Walks, fit_exits
+from engines.exits import Fitted, Walks, fit_exits
 from engines.tail import GOOD_MIN, Tail
 from engines.trajectories import Walked, plans_chosen, scores_along
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from engines.bundle import Bundle
     from engines.contracts import Backend
 
+EXIT_SEED = 1000  # other anomalies than those that shares of evidence were fitted on
 UNKNOWN = "unknown"  # the category of parts that no recipe names
 
 
@@ -71,42 +72,54 @@ def fit_entry(walks: Mapping[int, Walked], taken: Sequence[int], wanted: Wanted)
         confidence=wanted.confidence,
         date=wanted.date,
     )
-    plain = Entry(threshold=threshold, evidence=evidence, exceeding_by_plan=above, tails=tails)
-    return plain if wanted.max_changed is None else _with_exits(plain, walks, taken, wanted)
-
-
-def _with_exits(
-    entry: Entry, walks: Mapping[int, Walked], taken: Sequence[int], wanted: Wanted
-) -> Entry:
-    """The same entry with tails at cut points, and exits where their bound is kept."""
     cut_tails = {
-        plan: {made: Tail.fit(walk.at(made)[walk.is_good].tolist()) for made in walk.cut_points}
+        plan: {made: Tail.fit(walk.at(made)[good].tolist()) for made in walk.cut_points}
         for plan, walk in walks.items()
     }
-    surprise = {
-        plan: Walks(
-            steps=(*walk.cut_points, walk.steps),
-            surprise=np.stack(
-                [
-                    *(tail.surprise_of(walk.at(made)) for made, tail in cut_tails[plan].items()),
-                    entry.tails[plan].surprise_of(walk.final),
-                ],
-                axis=1,
-            ),
-            is_good=walk.is_good,
-        )
-        for plan, walk in walks.items()
-    }
-    exits, promise = fit_exits(
-        surprise,
-        taken,
-        entry.threshold,
-        changed_max=wanted.max_changed or 0.0,
-        confidence=wanted.confidence,
+    entry = Entry(
+        threshold=threshold,
+        evidence=evidence,
+        exceeding_by_plan=above,
+        tails=tails,
+        cut_tails=cut_tails,
     )
-    return entry.model_copy(
-        update={"cut_tails": cut_tails, "exits": exits, "exit_evidence": promise}
+    if wanted.max_changed is None:
+        return entry
+    fitted = _exits(entry, walks, wanted.max_changed, wanted.confidence)
+    with_exits = entry.model_copy(
+        update={
+            "exits": {plan: found.exits for plan, found in fitted.items()},
+            "exit_evidence": {plan: found.promise for plan, found in fitted.items()},
+        }
     )
+    failing = sum(
+        _fails(with_exits, walks[plan], row) for row, plan in enumerate(taken) if good[row]
+    )
+    return with_exits if failing <= allowed else entry  # the promise holds with exits too
+
+
+def _exits(
+    entry: Entry, walks: Mapping[int, Walked], changed_max: float, confidence: float
+) -> dict[int, Fitted]:
+    """Exits of every plan that has some."""
+    found = {}
+    for plan, walk in walks.items():
+        columns = [tail.surprise_of(walk.at(n)) for n, tail in entry.cut_tails[plan].items()]
+        surprise = np.stack([*columns, entry.tails[plan].surprise_of(walk.final)], axis=1)
+        seen = Walks((*walk.cut_points, walk.steps), surprise, walk.is_good)
+        fitted = fit_exits(seen, entry.threshold, changed_max=changed_max, confidence=confidence)
+        if fitted is not None:
+            found[plan] = fitted
+    return found
+
+
+def _fails(entry: Entry, walk: Walked, row: int) -> bool:
+    """Whether a frame fails where it leaves its plan."""
+    for made, limits in entry.exits.get(walk.plan, {}).items():
+        surprise = entry.cut_tails[walk.plan][made].surprise(float(walk.at(made)[row]))
+        if limits.decides(surprise):
+            return surprise > entry.threshold
+    return entry.tails[walk.plan].surprise(float(walk.final[row])) > entry.threshold
 
 
 def fit_calibration(
@@ -137,7 +150,7 @@ def fit_calibration(
     total, done, entries = sum(map(len, jobs.values())) * len(plans), 0, {}
     for category, good in jobs.items():
         row = bundle.category_id(category)
-        odd = [] if wanted.max_changed is None else unlearned(good, row)
+        odd = [] if wanted.max_changed is None else unlearned(good, EXIT_SEED + row)
         walks = {}
         for plan in plans:
             walks[plan] = _walked(bundle, backend, category, (good, odd), plan)
@@ -203,13 +216,13 @@ def _walked(
 ) -> Walked:
     """Good images and odd ones along one plan; BadData where an image gives no evidence."""
     good, odd = images
-    row, looks = bundle.category_id(category), bool(odd)
-    scores = scores_along(backend, row, [*good, *odd], plan, looks=looks)
+    scores = scores_along(backend, bundle.category_id(category), [*good, *odd], plan)
     silent = int((~np.isfinite(scores[:, -1])).sum())
     if silent:
+        odd_too = " and of their anomalous copies" if odd else ""
         raise BadData(
-            f"{silent} of {len(scores)} good images of {category!r} "
+            f"{silent} of {len(scores)} good images of {category!r}{odd_too} "
             f"gave no evidence at plan {plan}; train the bundle again or remove those images"
         )
     held = bundle.manifest
-    return Walked(scores, np.arange(len(scores)) < len(good), held.steps_min, held.steps_unit)
+    return Walked(plan, scores, np.arange(len(scores)) < len(good), held.steps_min, held.steps_unit)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 WEIGHT = 0.1  # of the newest call
 NEARLY = 1.05  # times the best cost of a row: as good as the best
 DEVIATIONS = 2.0
-REHEARSALS = 3
+REHEARSALS = 2
+OUTLIER = 3.0  # times the mean: no single call counts for more
+DOUBT = 0.9  # of a price that keeps itself from being measured again
 
 
 class CostTable:
@@ -29,6 +31,7 @@ class CostTable:
     def __init__(self) -> None:
         self._means: dict[tuple[GraphName, int], float] = {}
         self._deviations: dict[tuple[GraphName, int], float] = {}
+        self._fresh: set[tuple[GraphName, int]] = set()  # seen once
         self._sizes: dict[tuple[GraphName, int], int] = {}  # answers of ``rows_of``
 
     def note(self, graph: GraphName, rows: int, took_ns: float) -> None:
@@ -40,10 +43,22 @@ class CostTable:
         known = self._means.get(key)
         if known is None:
             self._means[key], self._deviations[key] = took_ns, 0.0
+            self._fresh.add(key)
             return
-        off = took_ns - known
+        if key in self._fresh:  # a first call may have compiled
+            self._fresh.remove(key)
+            known = self._means[key] = min(known, took_ns)
+        off = min(took_ns, OUTLIER * known) - known
         self._means[key] += WEIGHT * off
         self._deviations[key] += WEIGHT * (abs(off) - self._deviations[key])
+
+    def doubt(self, graph: GraphName) -> None:
+        """Lower what a graph costs a little: what was once dear may have been a busy machine."""
+        self._sizes.clear()
+        for key in self._means:
+            if key[0] == graph:
+                self._means[key] *= DOUBT
+                self._deviations[key] *= DOUBT
 
     def call_ns(self, graph: GraphName, rows: int) -> float:
         """Mean time of one call with so many rows."""
@@ -78,15 +93,17 @@ class CostTable:
         return {f"{graph}.{size}": ns / 1e6 for (graph, size), ns in sorted(self._means.items())}
 
 
-def measure_costs(backend: BatchedBackend, clock: Callable[[], int]) -> CostTable:
-    """Run every bucket of every graph a few times; rows keep what they hold.
+def measure_costs(
+    backend: BatchedBackend, clock: Callable[[], int], batch_max: int = BUCKETS[-1]
+) -> CostTable:
+    """Run every bucket up to ``batch_max`` of every graph twice; rows keep what they hold.
 
-    The best of them counts: a first call compiles, and calls that are disturbed teach themselves
-    soon enough. ``clock`` gives nanoseconds.
+    The better counts: a first call compiles. ``clock`` gives nanoseconds.
     """
     costs = CostTable()
+    largest = bucket_of(min(backend.capacity, batch_max, BUCKETS[-1]))
     for graph in GRAPHS:
-        for size in BUCKETS[: BUCKETS.index(bucket_of(min(backend.capacity, BUCKETS[-1]))) + 1]:
+        for size in BUCKETS[: BUCKETS.index(largest) + 1]:
             took = []
             for _ in range(REHEARSALS):
                 began = clock()

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engines.contracts import BadBundle
+
 if TYPE_CHECKING:
     from engines.bundle import Manifest
 
@@ -14,18 +16,21 @@ WEIGHT = 0.02  # of the newest frame: the mix is that of the last fifty
 
 @dataclass(frozen=True, slots=True)
 class Depths:
-    """The plan table as far as scheduling needs it."""
+    """The plan table as far as scheduling needs it; BadBundle where its depths do not ascend."""
 
-    steps: tuple[int, ...]  # denoiser calls of each plan, never fewer than of the one before
+    steps: tuple[int, ...]  # denoiser calls of each plan
     steps_min: int
     steps_unit: int
-    can_cut: bool = False  # a row that stops at a cut point has a threshold there
+
+    def __post_init__(self) -> None:
+        if list(self.steps) != sorted(self.steps):
+            raise BadBundle(f"plans of {self.steps} calls do not ascend; export the bundle again")
 
     @classmethod
-    def of(cls, manifest: Manifest, *, can_cut: bool = False) -> Depths:
+    def of(cls, manifest: Manifest) -> Depths:
         """Those of a bundle."""
         steps = tuple(len(plan.levels) for plan in manifest.plans)
-        return cls(steps, manifest.steps_min, manifest.steps_unit, can_cut)
+        return cls(steps, manifest.steps_min, manifest.steps_unit)
 
     @property
     def limits(self) -> tuple[int, ...]:
@@ -33,11 +38,10 @@ class Depths:
         deepest_of = {steps: plan for plan, steps in enumerate(self.steps)}
         return tuple(sorted(deepest_of.values(), reverse=True))
 
-    def steps_to_cut(self, made: int) -> float:
-        """Further calls until a row that made so many may stop; 0 = here, inf = only at its end."""
-        if not self.can_cut:
-            return math.inf
-        return max(self.steps_min - made, -made % self.steps_unit)
+    def steps_to_cut(self, made: int) -> int:
+        """Further calls until the next cut point of a row that made so many; 0 = here."""
+        units = math.ceil(max(made, self.steps_min) / self.steps_unit)
+        return units * self.steps_unit - made
 
 
 class DepthMix:
@@ -50,6 +54,12 @@ class DepthMix:
         self._steps = depths.steps
         self._shares = [0.0] * len(depths.steps)
         self._shares[-1] = 1.0
+        self.share_made = 1.0  # of planned calls: the rest is spared by leaving early
+
+    def note_made(self, made: int, planned: int) -> None:
+        """One frame has left after so many of its planned calls."""
+        if planned:
+            self.share_made += WEIGHT * (made / planned - self.share_made)
 
     def note(self, plan: int, limit: int | None = None) -> None:
         """One frame took ``plan``; at its ``limit`` it may have wanted any deeper one."""

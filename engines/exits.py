@@ -1,9 +1,10 @@
 """Early exit: a row leaves where the steps still to come cannot change its verdict.
 
 At a cut point a part that is calmer than any that failed in the end passes, and one that is
-stranger than any that passed in the end fails. Both limits are learned from one half of the good
-parts and their synthetic anomalies; the other half says how often leaving early changes a verdict,
-with an exact upper bound (Clopper and Pearson). Without a bound that is kept there are no exits.
+stranger than any that passed in the end fails. Both limits are learned from one half of the parts,
+as they are and with synthetic anomalies; the other half says, for every plan, how often leaving
+early changes the verdict of a good part and of an odd one, with exact upper bounds (Clopper and
+Pearson). A plan whose bounds are not kept has no exits.
 """
 
 from __future__ import annotations
@@ -40,23 +41,24 @@ class Exit(BaseModel):
 
 
 class ExitPromise(BaseModel):
-    """How often leaving early changes a verdict, and what it spares."""
+    """How often leaving a plan early changes a verdict, and what it spares."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    frames: int  # good parts and synthetic anomalies that no limit was learned from
-    changed: int  # of them: verdicts that differ from those at full depth
-    bound: float  # upper confidence bound of that rate
+    parts: int  # that no limit was learned from, each good and with a synthetic anomaly
+    changed_good: int  # of the good: verdicts that differ from those at full depth
+    changed_odd: int  # of those with an anomaly
+    bound: float  # upper confidence bound of the greater of both rates
     confidence: float
     calls_good: float  # mean denoiser calls of good parts with exits
-    calls_good_full: float  # and without
+    calls_good_full: int  # and without
 
-    def sentence(self, *, is_used: bool) -> str:
+    def sentence(self, plan: int) -> str:
         """What leaving early does, for people."""
-        rate = f"changes at most {self.bound:.1%} of verdicts ({self.changed} of {self.frames})"
-        spared = (
-            f"good parts take {self.calls_good:.1f} steps instead of {self.calls_good_full:.1f}"
+        return (
+            f"early exit from plan {plan} changes at most {self.bound:.1%} of verdicts "
+            f"({self.changed_good} good and {self.changed_odd} odd of {self.parts} parts); good "
+            f"parts take {self.calls_good:.1f} steps instead of {self.calls_good_full}"
         )
-        return f"early exit {rate}; {spared if is_used else 'it is not used'}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,30 +70,26 @@ class Walks:
     is_good: Flags  # [N]: no synthetic anomaly
 
 
-def fit_exits(
-    walks: Mapping[int, Walks],
-    taken: Sequence[int],
-    threshold: float,
-    *,
-    changed_max: float,
-    confidence: float,
-) -> tuple[dict[int, dict[int, Exit]], ExitPromise]:
-    """Exits by plan and calls made, and what they promise; none where the bound is not kept.
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """The exits of one plan by calls made, and what they promise."""
 
-    ``taken``: the plan that each frame, in the order of every ``Walks``, takes by itself.
+    exits: dict[int, Exit]
+    promise: ExitPromise
+
+
+def fit_exits(
+    walk: Walks, threshold: float, *, changed_max: float, confidence: float
+) -> Fitted | None:
+    """Exits of one plan; None where looking spares too little or the bound is not kept.
+
+    Rows of ``walk`` are the good parts, then the same parts in the same order, made odd.
     """
-    learned = np.arange(len(taken)) % 2 == 0
-    exits = {
-        plan: found
-        for plan, walk in walks.items()
-        if (found := _exits_of(_part(walk, learned), threshold))
-    }
-    ends = [
-        _End.of(walks[taken[row]], row, exits.get(taken[row], {}), threshold)
-        for row in np.flatnonzero(~learned).tolist()
-    ]
-    promise = _promise(ends, confidence)
-    return (exits if promise.bound <= changed_max else {}), promise
+    parts = int(walk.is_good.sum())
+    learned = np.tile(np.arange(parts) % 2 == 0, len(walk.is_good) // parts)
+    exits = _exits_of(_part(walk, learned), threshold)
+    promise = _promise(_part(walk, ~learned), exits, threshold, confidence)
+    return Fitted(exits, promise) if exits and promise.bound <= changed_max else None
 
 
 def _part(walk: Walks, rows: Flags) -> Walks:
@@ -118,41 +116,27 @@ def _exits_of(walk: Walks, threshold: float) -> dict[int, Exit]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
-    """Where one frame leaves its plan."""
-
-    calls: int
-    calls_full: int
-    is_changed: bool  # its verdict is not that of the whole plan
-    is_good: bool
-
-    @classmethod
-    def of(cls, walk: Walks, row: int, exits: Mapping[int, Exit], threshold: float) -> _End:
-        at = walk.surprise[row]
-        place = _leaves_at(walk.steps, at, exits)
-        return cls(
-            calls=walk.steps[place],
-            calls_full=walk.steps[-1],
-            is_changed=bool((at[place] > threshold) != (at[-1] > threshold)),
-            is_good=bool(walk.is_good[row]),
-        )
-
-
-def _promise(ends: Sequence[_End], confidence: float) -> ExitPromise:
-    changed = sum(end.is_changed for end in ends)
-    good = [end for end in ends if end.is_good]
+def _promise(
+    walk: Walks, exits: Mapping[int, Exit], threshold: float, confidence: float
+) -> ExitPromise:
+    """Walk parts that nothing was learned from, with the exits and without."""
+    places = np.array([leaves_at(walk.steps, at, exits) for at in walk.surprise])
+    fails = np.take_along_axis(walk.surprise, places[:, None], 1)[:, 0] > threshold
+    is_changed = fails != (walk.surprise[:, -1] > threshold)
+    parts = int(walk.is_good.sum())
+    good, odd = int(is_changed[walk.is_good].sum()), int(is_changed[~walk.is_good].sum())
     return ExitPromise(
-        frames=len(ends),
-        changed=changed,
-        bound=error_bound(changed, len(ends), confidence),
+        parts=parts,
+        changed_good=good,
+        changed_odd=odd,
+        bound=error_bound(max(good, odd), parts, confidence),
         confidence=confidence,
-        calls_good=float(np.mean([end.calls for end in good])) if good else 0.0,
-        calls_good_full=float(np.mean([end.calls_full for end in good])) if good else 0.0,
+        calls_good=float(np.asarray(walk.steps)[places[walk.is_good]].mean()),
+        calls_good_full=walk.steps[-1],
     )
 
 
-def _leaves_at(steps: Sequence[int], surprise: Surprises, exits: Mapping[int, Exit]) -> int:
+def leaves_at(steps: Sequence[int], surprise: Surprises, exits: Mapping[int, Exit]) -> int:
     """The column where a row leaves: its first exit, or the end."""
     for column, made in enumerate(steps[:-1]):
         if made in exits and exits[made].decides(float(surprise[column])):

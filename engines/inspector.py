@@ -55,8 +55,8 @@ class Part:
 class Inspector:
     """Keeps up to ``backend.capacity`` frames in flight; not thread-safe, as a backend is not.
 
-    ``clock`` gives nanoseconds of the deadlines' clock. Without one nothing is ever late, and what
-    calls cost is not learned.
+    ``clock`` gives nanoseconds of the deadlines' clock; without one nothing is ever late. ``timer``
+    gives nanoseconds to time calls by (the clock where there is none): what they cost is learned.
     """
 
     def __init__(
@@ -66,10 +66,11 @@ class Inspector:
         *,
         scheduler: Scheduler | None = None,
         clock: Callable[[], int] = lambda: 0,
+        timer: Callable[[], int] | None = None,
     ) -> None:
         self._backend = backend
         self._scheduler = Scheduler(Policy(batch_max)) if scheduler is None else scheduler
-        self._clock = clock
+        self._clock, self._timer = clock, timer or clock
         self._free = deque(range(backend.capacity))
         self._parts: dict[int, Part] = {}  # slot -> part that waits to start
         self._until_ns = math.inf  # when the last turn wants the next, unless parts arrive
@@ -99,9 +100,15 @@ class Inspector:
             self._parts[slot] = part
             self._scheduler.add(_job(part, slot, now_ns))
 
-    def step(self) -> list[Finding]:
-        """One turn: one call of one graph, or parts given up because nothing could save them."""
-        turn = self._scheduler.next(self._clock())
+    def step(self, *, expects_more: bool = True) -> list[Finding]:
+        """One turn: one call of one graph, or parts given up because nothing could save them.
+
+        ``expects_more``: other parts may still come, which those at hand may wait for.
+        """
+        is_full = not self._free
+        turn = self._scheduler.next(
+            self._clock(), expects_more=expects_more and not is_full, is_full=is_full
+        )
         self._until_ns = turn.until_ns if turn.kind == "wait" else -math.inf
         match turn.kind:
             case "start":
@@ -121,7 +128,7 @@ class Inspector:
         """Finish everything in flight, admitting nothing."""
         findings: list[Finding] = []
         while self.in_flight:
-            findings += self.step()
+            findings += self.step(expects_more=False)
         return findings
 
     def _start(self, jobs: Sequence[Job]) -> Progress:
@@ -141,9 +148,9 @@ class Inspector:
         return self._timed("finish", slots, lambda: self._backend.finish(slots))
 
     def _timed(self, graph: GraphName, slots: Sequence[int], call: Callable[[], Answer]) -> Answer:
-        began_ns = self._clock()
+        began_ns = self._timer()
         answer = call()
-        self._scheduler.costs.note(graph, len(slots), self._clock() - began_ns)
+        self._scheduler.costs.note(graph, len(slots), self._timer() - began_ns)
         return answer
 
     def _finished(

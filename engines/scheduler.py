@@ -2,7 +2,8 @@
 
 One turn is one call of one graph. Who is done leaves first; who waits joins as soon as there is
 room; everybody else takes a step together, whatever their level and depth, because the graphs keep
-each row's place on its walk in the row itself (README, *Why*). Earliest deadline first, throughout.
+each row's place on its walk in the row itself (README, *Why*). Earliest deadline first: a row that
+is due later than one who waits does not take up its room.
 
 Depth is bought with time. Before frames start, the deepest limit is sought under which every frame
 at hand would be done in time; as load rises the limit falls, never below the shallowest plan, and
@@ -18,51 +19,37 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engines.bundle import GraphName
+from engines.backend import BUCKETS
+from engines.bundle import GRAPHS
 from engines.contracts import ADAPTIVE
 from engines.costs import CostTable
 from engines.depths import DepthMix, Depths
 from engines.jobs import Job, Turn
+from engines.outlook import Company, Outlook, Prices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from engines.bundle import GraphName
     from engines.calibration import ExitRule
     from engines.contracts import Evidence, Progress
 
-AROUND: tuple[GraphName, ...] = (
-    "start",
-    "finish",
-)  # what a step's company pays for coming and going
-HEADROOM = 0.6  # of the time left that the queue at hand may fill; the rest is for who comes next
+AROUND: tuple[GraphName, ...] = ("start", "finish")  # the price of coming and going
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What a line says of its time."""
 
-    batch_max: int = 16
+    batch_max: int = BUCKETS[-1]
     margin_ns: int = 0  # evidence must be there so long before the deadline
     fill_ns: int = 0  # how long a frame may wait for company while nothing else is to be done
-
-
-@dataclass(frozen=True, slots=True)
-class Prices:
-    """What time costs in the company at hand, ns."""
-
-    start: float  # of a call
-    step: float
-    finish: float
-    row_start: float  # of one row in such a call
-    row_step: float
-    row_finish: float
-    tick: float  # from one step of a job to its next, with all that joins and leaves between
 
 
 class Scheduler:
     """Decides turn by turn; whoever carries the turns out reports back.
 
-    Without ``depths`` no plan is ever limited or cut.
+    Without ``depths`` no plan is ever limited, without ``exits`` none is left before its end.
     """
 
     def __init__(
@@ -74,13 +61,16 @@ class Scheduler:
     ) -> None:
         self.costs = CostTable() if costs is None else costs
         self._policy = policy
-        self._depths = depths
-        self._exits = exits
+        self._batch_max = min(policy.batch_max, BUCKETS[-1])
+        self._depths, self._exits = depths, exits
         self._mix = None if depths is None else DepthMix(depths)
+        self._outlook = Outlook(self.costs, self._batch_max, depths, self._mix)
         self._waiting: list[Job] = []  # by due time
         self._running: list[Job] = []  # by due time
         self._idle_ns = 0.0  # worth of the places that stayed empty while frames waited
         self._owes_step = False  # frames that make no step must not keep others from theirs
+        self._called_ns = -math.inf  # when the last call was decided
+        self._served: Counter[str] = Counter()  # frames started by camera, since all was well
 
     @property
     def in_flight(self) -> int:
@@ -103,9 +93,17 @@ class Scheduler:
             job.is_running = True
             self._waiting.remove(job)
             insort(self._running, job, key=_due)
+            self._served[job.camera] += 1
             if self._mix is not None and job.asked == ADAPTIVE:
                 self._mix.note(job.plan, job.limit)
         self._idle_ns, self._owes_step = 0.0, True
+        if all(job.is_done for job in self._running):
+            self._doubt_if_limited(jobs)
+
+    def _doubt_if_limited(self, jobs: Sequence[Job]) -> None:
+        """A price of steps that keeps everybody from making one would never be measured again."""
+        if any(job.limit is not None for job in jobs):
+            self.costs.doubt("step")
 
     def stepped(self, jobs: Sequence[Job], progress: Progress) -> None:
         """Count one denoiser call for each job."""
@@ -115,49 +113,86 @@ class Scheduler:
             job.steps += 1
         self._owes_step = False
         if self._waiting:
-            empty = max(0, self._policy.batch_max - len(jobs))
-            self._idle_ns += empty * self.costs.row_ns("step", self._policy.batch_max)
+            empty = max(0, self._batch_max - len(jobs))
+            self._idle_ns += empty * self.costs.row_ns("step", self._batch_max)
 
     def looked(self, jobs: Sequence[Job], evidence: Evidence) -> list[Job]:
         """Those whose verdict no further step can change; they leave with this evidence."""
         for row, job in enumerate(jobs):
             job.looked_at, score = job.steps, float(evidence.anomaly_score[row])
-            decides = self._exits is not None and self._exits.decides
-            job.is_cut = bool(decides and decides(job.category, job.plan, job.steps, score))
+            job.is_cut = self._exits is not None and self._exits.decides(
+                job.category, job.plan, job.steps, score
+            )
         return [job for job in jobs if job.is_cut]
 
     def leave(self, job: Job) -> None:
         """A job has its finding, or is given up."""
         (self._running if job.is_running else self._waiting).remove(job)
+        if self._mix is not None and job.is_running and job.is_done:
+            self._mix.note_made(job.steps, job.steps_planned)
 
     # ---- what to do next
 
-    def next(self, now_ns: float) -> Turn:
-        """The next turn at a time in nanoseconds of the deadlines' clock."""
-        prices = self._prices()
-        self._cut_overdue(prices, now_ns)
-        lost = [job for job in self._all() if now_ns + self._least_ns(job, prices) > job.due_ns]
+    def next(self, now_ns: float, *, expects_more: bool = True, is_full: bool = False) -> Turn:
+        """The next turn at a time in nanoseconds of the deadlines' clock.
+
+        ``expects_more``: other frames may still come; without it nobody waits for company.
+        ``is_full``: there is no slot for them, so there may be any number.
+        """
+        prices, most, lost = self._prospects(now_ns, is_full=is_full)
         if lost:
-            return Turn("drop", tuple(lost))
+            self._doubt_what_refuses(prices, now_ns)
+            return Turn("drop", lost)
+        self._cut_overdue(prices, now_ns)
+        patience_ns = self._patience_ends_ns(prices, expects_more=expects_more)
+        if now_ns < patience_ns:
+            return Turn("wait", until_ns=patience_ns)
+        self._called_ns = now_ns
+        return self._call(prices, most, now_ns)
+
+    def _call(self, prices: Prices, most: int, now_ns: float) -> Turn:
+        """The call to make now, of those that somebody waits for."""
         done = [job for job in self._running if job.is_done]
         walking = [job for job in self._running if not job.is_done]
-        stepping = self._sharing("step", walking)
-        joining = () if stepping and self._owes_step else self._joining(walking, prices, now_ns)
+        joining: tuple[Job, ...] = ()
+        if not (walking and self._owes_step):
+            joining = self._joining(walking, prices, most, now_ns)
         if done and (joining or not self._may_linger(done, walking, prices, now_ns)):
             return Turn("finish", self._sharing("finish", done))
         if asking := [job for job in walking if self._asks(job)]:
             return Turn("look", self._sharing("finish", asking))
-        if joining and not self._is_step_urgent(joining, prices, now_ns):
+        if joining and not self._is_step_urgent(joining, walking, prices, now_ns):
             return Turn("start", joining)
-        if stepping:
-            return Turn("step", stepping)
-        return Turn("wait", until_ns=self._patience_ends_ns(prices))
+        return Turn("step", self._sharing("step", walking))
 
-    def _asks(self, job: Job) -> bool:
-        """Whether a job stands where it may leave early, and was not looked at there."""
-        if self._exits is None or job.looked_at == job.steps or job.asked != ADAPTIVE:
-            return False
-        return self._exits.asks(job.category, job.plan, job.steps)
+    def _prospects(self, now_ns: float, *, is_full: bool) -> tuple[Prices, int, tuple[Job, ...]]:
+        """Prices, how many may start together, and who is lost.
+
+        Whoever is late in full company is given up for the others, who would be late for his sake.
+        Where that is everybody, the company is made smaller, down to one; but not while others
+        queue for a slot: small calls would make those late in turn.
+        """
+        done = sum(job.is_done for job in self._running)
+        owed = 1 if self._owes_step and done < len(self._running) else 0
+        most = min(self._batch_max, max(1, len(self._waiting)))
+        while True:
+            company = Company(len(self._running) - done, done, most)
+            prices = self._outlook.prices(company)
+            lost = [job for job in self._all() if self._is_late(job, prices, owed, now_ns)]
+            waiting = sum(not job.is_running for job in lost)
+            if is_full or most == 1 or not waiting or waiting < len(self._waiting):
+                return prices, most, tuple(lost)
+            most //= 2
+
+    def _is_late(self, job: Job, prices: Prices, owed: int, now_ns: float) -> bool:
+        needed_ns = self._outlook.least_ns(job, prices, owed, self._cut_in(job))
+        return now_ns + needed_ns > job.due_ns
+
+    def _doubt_what_refuses(self, prices: Prices, now_ns: float) -> None:
+        """Prices by which frames are refused while nothing is called are lowered, to be tried."""
+        if now_ns - self._called_ns > prices.start + prices.finish:
+            for graph in GRAPHS:
+                self.costs.doubt(graph)
 
     def _all(self) -> Iterator[Job]:
         yield from self._running
@@ -165,63 +200,45 @@ class Scheduler:
 
     def _sharing(self, graph: GraphName, jobs: Sequence[Job]) -> tuple[Job, ...]:
         """The first jobs, as many as share one call well."""
-        return tuple(jobs[: self._rows_of(graph, len(jobs))])
-
-    def _rows_of(self, graph: GraphName, at_hand: int) -> int:
-        return self.costs.rows_of(graph, min(at_hand, self._policy.batch_max))
-
-    def _prices(self) -> Prices:
-        start, step, finish = (
-            max(1, self._rows_of(graph, self.in_flight)) for graph in ("start", "step", "finish")
-        )
-        row_start, row_finish = (
-            self.costs.row_ns("start", start),
-            self.costs.row_ns("finish", finish),
-        )
-        steps = max(1.0, self._mix.steps_below(-1)) if self._mix is not None else 1.0
-        around = step / steps * (row_start + row_finish)  # so many join and leave at every step
-        return Prices(
-            start=self.costs.call_ns("start", start),
-            step=self.costs.call_ns("step", step),
-            finish=self.costs.call_ns("finish", finish),
-            row_start=row_start,
-            row_step=self.costs.row_ns("step", step),
-            row_finish=row_finish,
-            tick=self.costs.sure_ns("step", step) + around,
-        )
+        return tuple(jobs[: self.costs.rows_of(graph, min(len(jobs), self._batch_max))])
 
     # ---- joining
 
-    def _may_linger(
-        self, done: Sequence[Job], walking: Sequence[Job], prices: Prices, now_ns: float
-    ) -> bool:
-        """Whether jobs that are done wait for others, so that they share a call.
-
-        Only where frames queue anyway, until the next of them start, and nobody is due by then.
-        """
-        turn_ns = prices.start + prices.step + prices.finish
-        return bool(walking and self._waiting) and done[0].due_ns - now_ns > 2 * turn_ns
-
-    def _joining(self, walking: Sequence[Job], prices: Prices, now_ns: float) -> tuple[Job, ...]:
+    def _joining(
+        self, walking: Sequence[Job], prices: Prices, most: int, now_ns: float
+    ) -> tuple[Job, ...]:
         """Waiting jobs that start now, each with the deepest plan that it may take."""
-        room = self._policy.batch_max - len(walking)
-        if not self._waiting or room < 1 or now_ns < self._patience_ends_ns(prices):
+        if not self._waiting:
             return ()
-        limit, is_feasible = self._limit(prices, now_ns)
-        most = self._room_for_starts(room, limit)
-        order = self._waiting if is_feasible else _in_turns(self._waiting)
-        chosen = self._sharing("start", order[:most])
-        if most < len(self._waiting) and not self._is_worth_starting(len(chosen)):
+        room = self._batch_max - sum(job.due_ns <= self._waiting[0].due_ns for job in walking)
+        if room < 1:
+            return ()
+        limit, is_feasible = self._outlook.limit(self._all(), prices, now_ns)
+        if is_feasible:
+            self._served.clear()
+        order = self._waiting if is_feasible else self._in_turns()
+        fitting = min(most, self._room_for_starts(room, limit))
+        chosen = self._sharing("start", order[:fitting])
+        if fitting < len(self._waiting) and not self._is_worth_starting(len(chosen)):
             return ()
         for job in chosen:
-            job.limit = self._limit_of(job, limit, prices, now_ns)
+            job.limit = self._outlook.limit_of(job, limit, prices, now_ns)
         return chosen
+
+    def _in_turns(self) -> list[Job]:
+        """Waiting jobs, the least served camera first: no camera's flood starves another."""
+        served = self._served.copy()
+        ranked: list[tuple[int, int, Job]] = []
+        for job in self._waiting:
+            ranked.append((served[job.camera], len(ranked), job))
+            served[job.camera] += 1
+        return [job for *_, job in sorted(ranked, key=lambda row: row[:2])]
 
     def _room_for_starts(self, room: int, limit: int | None) -> int:
         """How many may start so that ``room`` places are filled: some will make no step at all."""
         if self._mix is None or limit is None:
             return room
-        stepping = max(self._mix.stepping_below(limit), 1 / self._policy.batch_max)
+        stepping = max(self._mix.stepping_below(limit), 1 / self._batch_max)
         return max(1, int(room / stepping))
 
     def _is_worth_starting(self, count: int) -> bool:
@@ -231,7 +248,7 @@ class Scheduler:
         room for it; so does a step with empty places. To wait until both losses are equal is what
         an economic order quantity is, and at most twice as dear as to know the future.
         """
-        full = self._policy.batch_max
+        full = self._batch_max
         extra_ns = sum(
             self.costs.call_ns(graph, count) - count * self.costs.row_ns(graph, full)
             for graph in AROUND
@@ -239,101 +256,65 @@ class Scheduler:
         gained_ns = count * self.costs.row_ns("step", full)
         return not self._running or extra_ns <= self._idle_ns + gained_ns
 
-    def _patience_ends_ns(self, prices: Prices) -> float:
-        """Until when the first in line waits for company, where there is nothing else to do."""
-        fill_ns = self._policy.fill_ns
-        if not self._waiting:
+    def _patience_ends_ns(self, prices: Prices, *, expects_more: bool) -> float:
+        """Until when there is nothing to do: for ever, or while the first waits for company."""
+        if not self.in_flight:
             return math.inf
-        if not fill_ns or self._running or len(self._waiting) >= self._policy.batch_max:
-            return 0.0
-        spare_ns = self._waiting[0].due_ns - self._least_ns(self._waiting[0], prices) - fill_ns
+        fill_ns = self._policy.fill_ns if expects_more else 0
+        if not fill_ns or self._running or len(self._waiting) >= self._batch_max:
+            return -math.inf
+        first = self._waiting[0]
+        spare_ns = first.due_ns - self._outlook.least_ns(first, prices, 0, math.inf) - fill_ns
         return min(fill_ns + min(job.arrived_ns for job in self._waiting), spare_ns)
 
-    def _is_step_urgent(self, joining: Sequence[Job], prices: Prices, now_ns: float) -> bool:
-        """Whether starting others would make somebody late who runs and is due before them."""
+    # ---- leaving
+
+    def _asks(self, job: Job) -> bool:
+        """Whether a job stands where it may leave early, and was not looked at there."""
+        if self._exits is None or job.looked_at == job.steps or job.asked != ADAPTIVE:
+            return False
+        return self._exits.asks(job.category, job.plan, job.steps)
+
+    def _may_linger(
+        self, done: Sequence[Job], walking: Sequence[Job], prices: Prices, now_ns: float
+    ) -> bool:
+        """Whether jobs that are done wait for others, so that they share a call.
+
+        Only where frames queue anyway, until the next of them start, and nobody is due by then.
+        """
+        turn_ns = prices.start + prices.step_after + prices.finish
+        return bool(walking and self._waiting) and done[0].due_ns - now_ns > 2 * turn_ns
+
+    def _is_step_urgent(
+        self, joining: Sequence[Job], walking: Sequence[Job], prices: Prices, now_ns: float
+    ) -> bool:
+        """Whether starting others would make somebody late who walks and is due before them."""
         after_ns = now_ns + self.costs.sure_ns("start", len(joining)) + prices.finish
         first_due_ns = min(job.due_ns for job in joining)
         return any(
             after_ns + job.steps_left * prices.tick > job.due_ns
-            for job in self._running
+            for job in walking
             if job.due_ns < first_due_ns
         )
 
-    # ---- depth for time
-
-    def _limit(self, prices: Prices, now_ns: float) -> tuple[int | None, bool]:
-        """The deepest plan that waiting jobs may take, and whether all would be in time by it."""
-        if self._depths is None or self._mix is None:
-            return None, True
-        for limit in self._depths.limits:
-            if self._is_feasible(self._mix.steps_below(limit), prices, now_ns):
-                return limit, True
-        return limit, False
-
-    def _is_feasible(self, fresh_steps: float, prices: Prices, now_ns: float) -> bool:
-        """Whether all jobs at hand, in order of their deadlines, fit into their ``HEADROOM``.
-
-        Those that wait are taken to make ``fresh_steps`` in the mean.
-        """
-        fresh_ns = prices.row_start + fresh_steps * prices.row_step + prices.row_finish
-        work_ns = 0.0
-        for job in sorted(self._all(), key=_due):
-            if job.is_running:
-                work_ns += job.steps_left * prices.row_step + prices.row_finish
-            else:
-                work_ns += fresh_ns
-            if work_ns > HEADROOM * (job.due_ns - now_ns):
-                return False
-        return True
-
-    def _limit_of(self, job: Job, limit: int | None, prices: Prices, now_ns: float) -> int | None:
-        """The limit of one job: no plan that it could not finish by itself; None = any."""
-        if self._depths is None or limit is None or job.asked != ADAPTIVE:
-            return None
-        left_ns = job.due_ns - now_ns - prices.start - prices.finish
-        plans = [plan for plan in self._depths.limits if plan <= limit]
-        fitting = (plan for plan in plans if self._depths.steps[plan] * prices.tick <= left_ns)
-        chosen = next(fitting, plans[-1])
-        return None if chosen == self._depths.limits[0] else chosen
-
-    # ---- who is late
-
-    def _least_ns(self, job: Job, prices: Prices) -> float:
-        """Time until a job has evidence by the shallowest way, in the company at hand.
-
-        An estimate by what it would need alone would spend calls on frames that are late in the
-        end, and so make the next ones late.
-        """
-        if job.is_running:
-            steps_left: float = 0 if job.is_done else job.steps_left
-            if self._depths is not None:
-                steps_left = min(steps_left, self._depths.steps_to_cut(job.steps))
-            return steps_left * prices.step + prices.finish
-        steps = 1 if self._running and self._owes_step else 0
-        if self._depths is not None:
-            steps += self._depths.steps[0 if job.asked == ADAPTIVE else job.asked]
-        return prices.start + steps * prices.step + prices.finish
+    def _cut_in(self, job: Job) -> float:
+        """Calls until a job may stop before its end; inf where it may not."""
+        if self._depths is None or self._exits is None or job.asked != ADAPTIVE:
+            return math.inf
+        steps = self._depths.steps_to_cut(job.steps)
+        has_threshold = self._exits.has_threshold(job.category, job.plan, job.steps + steps)
+        return steps if has_threshold else math.inf
 
     def _cut_overdue(self, prices: Prices, now_ns: float) -> None:
-        """Let jobs leave at a cut point that would be late at the next, and at their end."""
-        if self._depths is None or not self._depths.can_cut:
+        """Let jobs leave at a cut point that would be late at the next one."""
+        if self._depths is None:
             return
         for job in self._running:
             left_ns = job.due_ns - now_ns - prices.finish
             unit = min(job.steps_left, self._depths.steps_unit)
-            if unit * prices.tick > left_ns and not self._depths.steps_to_cut(job.steps):
+            if unit * prices.tick > left_ns and not self._cut_in(job):
                 job.is_cut = True
 
 
 def _due(job: Job) -> float:
     return job.due_ns
-
-
-def _in_turns(jobs: Sequence[Job]) -> list[Job]:
-    """The cameras in turns, jobs of each in their order: no camera's flood starves another."""
-    turn: Counter[str] = Counter()
-    ranked: list[tuple[int, int, Job]] = []
-    for job in jobs:
-        ranked.append((turn[job.camera], len(ranked), job))
-        turn[job.camera] += 1
-    return [job for *_, job in sorted(ranked, key=lambda row: row[:2])]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class Walked:
     """Frames along one plan, and where they might have stopped."""
 
+    plan: int
     scores: Float32  # [N, steps + 1] after 0, 1, ... calls; NaN where there is no evidence yet
     is_good: NDArray[np.bool_]  # [N]: no synthetic anomaly
     steps_min: int = 0
@@ -56,23 +57,17 @@ def scores_along(
     category: int,
     images: Sequence[UInt8],
     plan: int,
-    *,
-    looks: bool = True,
 ) -> Float32:
-    """Scores of frames after 0, 1, ... denoiser calls of one plan, [N, steps + 1].
-
-    Without ``looks`` on the way only the last ones; the others are NaN.
-    """
+    """Scores of frames after 0, 1, ... denoiser calls of one plan, [N, steps + 1]."""
     found = []
     for batch in _batches(backend, images):
         slots = list(range(len(batch)))
         steps = int(backend.start(_rows(batch, category, plan), slots).steps_left.max())
-        scores = np.full((len(batch), steps + 1), np.nan, np.float32)
+        scores = np.empty((len(batch), steps + 1), np.float32)
         for made in range(steps + 1):
             if made > 0:
                 backend.step(slots)
-            if looks or made == steps:
-                scores[:, made] = backend.finish(slots).anomaly_score
+            scores[:, made] = backend.finish(slots).anomaly_score
         found.append(scores)
     return np.concatenate(found)
 

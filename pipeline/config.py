@@ -140,9 +140,9 @@ class WorkerSettings(Settings):
     precision: Literal["auto", "f32", "bf16"] = "auto"
     threads: PositiveInt | None = None  # of the CPU runtime; absent = it chooses
     slots: PositiveInt = 32  # rows in flight
-    batch_max: PositiveInt = 16
+    batch_max: int = Field(default=16, ge=1, le=16)  # rows in one call
     plan: int = Field(default=ADAPTIVE, ge=ADAPTIVE)
-    margin_ms: PositiveInt = 20  # a finding must be there so long before its gate
+    margin_ms: int = Field(default=20, ge=5)  # a finding must be there so long before its gate
     early_exit: bool = True  # rows leave where no further step can change their verdict
     fill_ms: NonNegativeInt = 0  # a frame waits so long for company while nothing else is to do
     renew_ms: PositiveInt = 200  # how often the loop says that its entries are alive

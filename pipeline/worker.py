@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from contextlib import closing
 
 from engines.backend import open_backend
 from engines.bundle import Bundle, open_bundle
 from engines.calibration import Calibration
-from engines.contracts import BadBundle
+from engines.contracts import BadBundle, BadConfig
 from engines.costs import CostTable, measure_costs
 from engines.depths import Depths
 from engines.inspector import Inspector
@@ -67,15 +68,21 @@ def run_worker(settings: LineSettings, stop: threading.Event) -> None:
             stream, frames, _judge(settings, bundle, backend.key), consumer, chosen.slots
         ) as verdicts,
     ):
-        scheduler = scheduler_of(chosen, bundle, backend.key, measure_costs(backend, stream.now_ns))
-        inspect(frames, Inspector(backend, scheduler=scheduler, clock=stream.now_ns), verdicts)
+        costs = measure_costs(backend, time.perf_counter_ns, chosen.batch_max)
+        inspector = Inspector(
+            backend,
+            scheduler=scheduler_of(chosen, bundle, backend.key, costs),
+            clock=stream.estimated_now_ns,
+            timer=time.perf_counter_ns,
+        )
+        inspect(frames, inspector, verdicts)
 
 
 def inspect(frames: FrameReader, inspector: Inspector, verdicts: VerdictWriter) -> None:
     """The main loop, until there is nothing more to come and nothing in flight."""
     while frames.more or inspector.in_flight:
         inspector.admit(frames.take(inspector.free_slots, inspector.patience_s))
-        for finding in inspector.step():
+        for finding in inspector.step(expects_more=frames.more):
             verdicts.put(finding)
         frames.beat()
 
@@ -89,9 +96,10 @@ def scheduler_of(
         margin_ns=settings.margin_ms * 1_000_000,
         fill_ns=settings.fill_ms * 1_000_000,
     )
-    exits = calibrated(bundle).exit_rule(backend_key)
-    depths = Depths.of(bundle.manifest, can_cut=exits.can_cut)
-    return Scheduler(policy, costs, depths, exits if settings.early_exit else None)
+    if settings.plan >= len(bundle.manifest.plans):
+        raise BadConfig(f"worker.plan is {settings.plan}, which {bundle.folder} lacks")
+    exits = calibrated(bundle).exit_rule(backend_key, looks=settings.early_exit)
+    return Scheduler(policy, costs, Depths.of(bundle.manifest), exits)
 
 
 def _judge(settings: LineSettings, bundle: Bundle, backend_key: str) -> Judge:

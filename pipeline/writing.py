@@ -64,7 +64,7 @@ class VerdictWriter:
 
     def put(self, finding: Finding) -> None:
         """Have a finding answered; waits where the server is slower than the engine."""
-        found_ns = self._stream.now_ns()
+        found_ns = self._stream.estimated_now_ns()
         while True:
             self._lane.check()
             try:

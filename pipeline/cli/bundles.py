@@ -135,8 +135,8 @@ def calibrate(
                 f"{key} {name}: fail above surprise {entry.threshold:.3f}; false rejects at most "
                 f"{e.bound:.1%} with confidence {e.confidence:.0%} ({e.exceeding} of {e.good} good)"
             )
-            if (early := entry.exit_evidence) is not None:
-                out.print(f"  {early.sentence(is_used=bool(entry.exits))}")
+            for plan, early in entry.exit_evidence.items():
+                out.print(f"  {early.sentence(plan)}")
 
 
 def _today() -> str:

@@ -143,6 +143,10 @@ class Link:
             self._measure_clock()
         return self._base_ns + time.monotonic_ns()
 
+    def estimated_now_ns(self) -> int:
+        """The same by the last measurement, without asking: for threads that must not wait."""
+        return self._base_ns + time.monotonic_ns()
+
     @property
     def clock_uncertainty_ms(self) -> float:
         """Half the round trip of the last clock measurement."""

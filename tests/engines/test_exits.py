@@ -11,7 +11,7 @@ from engines.backend_stub import TimedStub, VirtualClock, watermarked
 from engines.calibration import Calibration, Entry
 from engines.calibration_fit import Wanted, fit_entry
 from engines.contracts import ADAPTIVE, Decision, Evidence, Float32
-from engines.exits import Exit, Walks, fit_exits
+from engines.exits import Exit, Walks, fit_exits, leaves_at
 from engines.inspector import Inspector, Part, inspect_all
 from engines.scheduler import Policy, Scheduler
 from engines.trajectories import Walked, scores_along
@@ -21,23 +21,25 @@ THRESHOLD = 1.0
 CALLS = (0, 1, 2, 3)
 
 
-def walks_of(rng: np.random.Generator, count: int, drift: float) -> Walks:
-    """Good frames and odd ones whose surprise moves by up to ``drift`` along the walk."""
-    first = np.where(np.arange(count) < count // 2, 0.3, 1.8) + rng.normal(0, 0.1, count)
-    moves = rng.uniform(-drift, drift, (count, len(CALLS) - 1))
+def walks_of(rng: np.random.Generator, parts: int, drift: float) -> Walks:
+    """Good parts, then odd ones, whose surprise moves by up to ``drift`` along the walk."""
+    first = np.repeat((0.3, 1.8), parts) + rng.normal(0, 0.1, 2 * parts)
+    moves = rng.uniform(-drift, drift, (2 * parts, len(CALLS) - 1))
     surprise = np.cumsum(np.column_stack([first, moves]), axis=1)
-    return Walks(CALLS, surprise, np.arange(count) < count // 2)
+    return Walks(CALLS, surprise, np.arange(2 * parts) < parts)
 
 
 def test_what_no_step_changes_leaves_at_once() -> None:
     """Where evidence is clear from the start no good part makes a step, and no verdict changes."""
     walk = walks_of(np.random.default_rng(0), 200, drift=0.01)
-    exits, promise = fit_exits({0: walk}, [0] * 200, THRESHOLD, changed_max=0.05, confidence=0.95)
-    assert (promise.frames, promise.changed) == (100, 0)
+    fitted = fit_exits(walk, THRESHOLD, changed_max=0.05, confidence=0.95)
+    assert fitted is not None
+    promise = fitted.promise
+    assert (promise.parts, promise.changed_good, promise.changed_odd) == (100, 0, 0)
     assert promise.bound == pytest.approx(1 - 0.05 ** (1 / 100), rel=1e-6)
     assert promise.calls_good < 0.2 < promise.calls_good_full == 3
-    assert exits[0][0].decides(0.0)
-    assert exits[0][0].decides(5.0)
+    assert fitted.exits[0].decides(0.0)
+    assert fitted.exits[0].decides(5.0)
 
 
 def test_a_walk_that_decides_late_is_walked() -> None:
@@ -45,55 +47,59 @@ def test_a_walk_that_decides_late_is_walked() -> None:
     rng = np.random.default_rng(1)
     surprise = np.column_stack([rng.uniform(0.2, 2, (200, 3)), rng.uniform(0, 2, 200)])
     walk = Walks(CALLS, surprise, np.arange(200) < 100)
-    exits, promise = fit_exits({0: walk}, [0] * 200, THRESHOLD, changed_max=0.5, confidence=0.95)
-    assert exits == {}
-    assert promise.calls_good == promise.calls_good_full
+    assert fit_exits(walk, THRESHOLD, changed_max=0.5, confidence=0.95) is None
 
 
 def test_exits_that_break_the_bound_are_not_used() -> None:
-    """Ten frames cannot show that a twentieth of verdicts changes at most."""
+    """Ten parts cannot show that a twentieth of verdicts changes at most."""
     walk = walks_of(np.random.default_rng(2), 20, drift=0.01)
-    exits, promise = fit_exits({0: walk}, [0] * 20, THRESHOLD, changed_max=0.05, confidence=0.95)
-    assert exits == {}
-    assert promise.changed == 0
-    assert promise.bound > 0.05
+    assert fit_exits(walk, THRESHOLD, changed_max=0.05, confidence=0.95) is None
+    assert fit_exits(walk, THRESHOLD, changed_max=0.3, confidence=0.95) is not None
+
+
+def test_a_part_teaches_or_tests_but_never_both() -> None:
+    """A part and its anomalous copy lie in the same half, also where parts are odd in number."""
+    count = 61
+    surprise = np.tile([0.2, 0.2], (2 * count, 1))
+    surprise[count:] = 2.0
+    surprise[0] = [1.9, 0.2]  # a teaching part that looks odd at first
+    walk = Walks((0, 3), surprise, np.arange(2 * count) < count)
+    fitted = fit_exits(walk, THRESHOLD, changed_max=1.0, confidence=0.9)
+    assert fitted is not None
+    assert fitted.promise.parts == 30
+    assert fitted.exits[0].fail_above == pytest.approx(1.9)
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), drift=st.floats(0, 0.5))
 def test_limits_never_cross_the_threshold(seed: int, drift: float) -> None:
     """What leaves as calm passes, what leaves as strange fails: limits enclose the threshold."""
-    walk = walks_of(np.random.default_rng(seed), 80, drift)
-    exits, _ = fit_exits({0: walk}, [0] * 80, THRESHOLD, changed_max=1.0, confidence=0.9)
-    for limits in exits.get(0, {}).values():
+    walk = walks_of(np.random.default_rng(seed), 40, drift)
+    fitted = fit_exits(walk, THRESHOLD, changed_max=1.0, confidence=0.9)
+    for limits in fitted.exits.values() if fitted else ():
         assert limits.pass_below is None or limits.pass_below <= THRESHOLD
         assert limits.fail_above is None or limits.fail_above >= THRESHOLD
 
 
-def test_the_bound_holds_on_frames_never_seen() -> None:
+def test_the_bound_holds_on_parts_never_seen() -> None:
     """Over many fits early exit changes more verdicts than promised about as seldom as it says."""
     rng, broken, made = np.random.default_rng(3), 0, 0
     for _ in range(100):
-        walk, fresh = walks_of(rng, 400, 0.35), walks_of(rng, 4000, 0.35)
-        exits, promise = fit_exits({0: walk}, [0] * 400, THRESHOLD, changed_max=1.0, confidence=0.9)
-        if 0 not in exits:
-            continue
-        made += 1
-        broken += changed_share(fresh, exits[0]) > promise.bound
+        walk, fresh = walks_of(rng, 200, 0.35), walks_of(rng, 2000, 0.35)
+        fitted = fit_exits(walk, THRESHOLD, changed_max=1.0, confidence=0.9)
+        if fitted is not None:
+            made += 1
+            broken += changed_share(fresh, fitted.exits) > fitted.promise.bound
     assert made > 50
     assert broken / made < 0.2
 
 
 def changed_share(walk: Walks, exits: dict[int, Exit]) -> float:
-    """Share of frames whose verdict at their exit is not that of the whole walk."""
-    changed = 0
-    for at in walk.surprise:
-        leaves = (
-            c for c, made in enumerate(CALLS[:-1]) if made in exits and exits[made].decides(at[c])
-        )
-        place = next(leaves, len(CALLS) - 1)
-        changed += (at[place] > THRESHOLD) != (at[-1] > THRESHOLD)
-    return changed / len(walk.surprise)
+    """Share of verdicts at their exit that are not those of the whole walk: good or odd parts'."""
+    places = [leaves_at(walk.steps, at, exits) for at in walk.surprise]
+    at = walk.surprise[np.arange(len(places)), places]
+    changed = (at > THRESHOLD) != (walk.surprise[:, -1] > THRESHOLD)
+    return float(max(changed[walk.is_good].mean(), changed[~walk.is_good].mean()))
 
 
 class Settling(TimedStub):
@@ -110,13 +116,12 @@ class Settling(TimedStub):
 
 @pytest.fixture(scope="module")
 def entry() -> Entry:
-    """Eighty good frames score below 100, eighty odd ones above 1000; steps hardly matter."""
+    """Good parts score below 100, their odd copies above 1000; steps hardly matter."""
     rng = np.random.default_rng(4)
-    final = np.concatenate([rng.uniform(0, 100, 80), rng.uniform(1000, 2000, 80)])
-    rng.shuffle(rows := np.arange(160))
+    final = np.concatenate([rng.uniform(0, 100, 160), rng.uniform(1000, 2000, 160)])
     scores = final[:, None] + 0.01 * np.arange(4, -1, -1)
-    walk = Walked(scores[rows].astype(np.float32), rows < 80, steps_min=0, steps_unit=1)
-    return fit_entry({0: walk}, [0] * 160, Wanted(0.1, 0.9, max_changed=0.05))
+    walk = Walked(0, scores.astype(np.float32), np.arange(320) < 160)
+    return fit_entry({0: walk}, [0] * 320, Wanted(0.1, 0.9, max_changed=0.05))
 
 
 @pytest.mark.parametrize("uses_exits", [True, False])
@@ -154,6 +159,3 @@ def test_scores_along_a_plan_are_those_of_shorter_walks() -> None:
     scores = scores_along(stub, 0, images, 0)
     expected = np.arange(20)[:, None] + 0.01 * np.arange(4, -1, -1)
     assert np.allclose(scores, expected)
-    alone = scores_along(stub, 0, images, 0, looks=False)
-    assert np.isnan(alone[:, :-1]).all()
-    assert np.array_equal(alone[:, -1], scores[:, -1])

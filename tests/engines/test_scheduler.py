@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,11 +13,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engines.backend import BUCKETS, bucket_of
 from engines.backend_stub import COSTS, CallCost, TimedStub, VirtualClock, watermarked
-from engines.contracts import ADAPTIVE, Finding, Reason
+from engines.bundle import GRAPHS
+from engines.calibration import ExitRule
+from engines.calibration_fit import Wanted, fit_entry
+from engines.contracts import ADAPTIVE, BadBundle, Finding, Reason
 from engines.costs import CostTable, measure_costs
 from engines.depths import DepthMix, Depths
 from engines.inspector import Inspector, Part
 from engines.scheduler import Policy, Scheduler
+from engines.trajectories import Walked
 
 MS = 1_000_000
 STEPS = (0, 1, 2, 4, 8)
@@ -186,13 +191,14 @@ def test_a_hopeless_frame_costs_nothing() -> None:
     assert (finding.reason, stub.rows) == (Reason.DEADLINE, [])
 
 
-def test_no_camera_starves_beside_a_flood() -> None:
+@pytest.mark.parametrize("batch_max", [1, 2, 3])
+def test_no_camera_starves_beside_a_flood(batch_max: int) -> None:
     """Where nobody can be in time any more, cameras take turns."""
     clock = VirtualClock()
     stub = TimedStub(64, clock.spend, steps=(1,))
-    inspector = inspector_of(stub, clock, Policy(2, margin_ns=MS), (1,))
-    flood = [part(n, clock.now_ns + 60 * MS, "left") for n in range(40)]
-    few = [part(40 + n, clock.now_ns + 61 * MS, "right") for n in range(4)]
+    inspector = inspector_of(stub, clock, Policy(batch_max, margin_ns=MS), (1,))
+    flood = [part(n, clock.now_ns + 80 * MS, "left") for n in range(40)]
+    few = [part(40 + n, clock.now_ns + 81 * MS, "right") for n in range(4)]
     inspector.admit([*flood, *few])
     saved = {int(f.frame_id) for f in inspector.drain() if f.reason is None}
     assert {40, 41, 42, 43} <= saved
@@ -235,21 +241,163 @@ def test_forced_depth_is_never_limited() -> None:
     assert (finding.plan, finding.steps) == (4, 8)
 
 
-def test_rows_at_a_cut_point_leave_in_time() -> None:
-    """A row that would be late at its next cut point stops at this one, if it has thresholds."""
+GOOD = Walked(
+    0, np.linspace(0, 1, 80, dtype=np.float32)[:, None].repeat(9, 1), np.ones(80, np.bool_)
+)
+ENTRY = fit_entry({0: GOOD}, [0] * 80, Wanted())
+
+
+def slow_line(plan: int = ADAPTIVE) -> list[Finding]:
+    """What becomes of a row of eight steps when somebody else takes the machine after three."""
     clock = VirtualClock()
     stub = TimedStub(1, clock.spend, costs=dict.fromkeys(COSTS, CallCost(MS, 0)), steps=(8,))
-    depths = Depths((8,), 1, 1, can_cut=True)
-    inspector = Inspector(
-        stub, scheduler=Scheduler(Policy(1), measure_costs(stub, clock), depths), clock=clock
+    scheduler = Scheduler(
+        Policy(1), measure_costs(stub, clock), Depths((8,), 1, 1), ExitRule({"stub": ENTRY})
     )
-    inspector.admit([part(0, clock.now_ns + 100 * MS, plan=0)])
+    inspector = Inspector(stub, scheduler=scheduler, clock=clock)
+    inspector.admit([part(0, clock.now_ns + 100 * MS, plan=plan)])
     for _ in range(4):
         inspector.step()
-    clock.spend(94 * MS)  # somebody else had the machine
-    (finding,) = inspector.drain()
+    clock.spend(94 * MS)
+    return inspector.drain()
+
+
+def test_rows_at_a_cut_point_leave_in_time() -> None:
+    """A row that would be late at its next cut point stops at this one, if it has a threshold."""
+    (finding,) = slow_line()
     assert finding.reason is None
     assert 3 <= finding.steps < finding.steps_planned == 8
+
+
+def test_a_forced_depth_is_never_cut() -> None:
+    """A row whose plan was asked for is walked to its end or given up."""
+    (finding,) = slow_line(plan=0)
+    assert finding.reason is Reason.DEADLINE
+
+
+@pytest.mark.parametrize("spike_ms", [300, 6000])
+@pytest.mark.parametrize("steps", [(0, 2, 5), (2, 5)])
+def test_one_slow_call_is_forgotten(spike_ms: int, steps: tuple[int, ...]) -> None:
+    """After a call that took far longer than the gate, frames are soon inspected as before."""
+    clock = VirtualClock()
+    stub = TimedStub(8, clock.spend, steps=steps)
+    inspector = inspector_of(stub, clock, Policy(8, 5 * MS), steps)
+    depths: list[float] = []
+    for number in range(300):
+        if number == 50:
+            stub.delay_ns = spike_ms * MS
+        inspector.admit([part(number, clock.now_ns + 100 * MS)])
+        depths += [f.steps if f.reason is None else -1 for f in inspector.drain()]
+        clock.spend(20 * MS)
+    assert depths[:50] == depths[-250:-200] or sum(depths[-50:]) == pytest.approx(
+        sum(depths[:50]), rel=0.2
+    )
+    assert min(depths[-50:]) >= 0
+
+
+def test_prices_that_refuse_everything_are_tried_again() -> None:
+    """Where warm-up met a busy machine, frames are refused for a while, not for ever."""
+    clock = VirtualClock()
+    stub = TimedStub(8, clock.spend, steps=(1,))
+    costs = CostTable()
+    for graph in GRAPHS:
+        for size in (1, 2, 4, 8):
+            for _ in range(3):
+                costs.note(graph, size, 2000 * MS)
+    scheduler = Scheduler(Policy(8, 5 * MS), costs, Depths((1,), 1, 1))
+    inspector = Inspector(stub, scheduler=scheduler, clock=clock)
+    answered = []
+    for number in range(200):
+        inspector.admit([part(number, clock.now_ns + 100 * MS)])
+        answered += [f.reason is None for f in inspector.drain()]
+        clock.spend(50 * MS)
+    assert not answered[0]
+    assert all(answered[-50:])
+
+
+@given(burst=st.integers(1, 8), gate_ms=st.integers(60, 400))
+@settings(max_examples=40, deadline=None)
+def test_a_larger_burst_saves_no_fewer(burst: int, gate_ms: int) -> None:
+    """One frame more at once never costs the answer of another."""
+
+    def saved(count: int) -> int:
+        clock = VirtualClock()
+        costs = {graph: CallCost(20 * MS, 45 * MS) for graph in GRAPHS} | {
+            "step": CallCost(MS, MS),
+            "finish": CallCost(MS, MS),
+        }
+        stub = TimedStub(16, clock.spend, costs=costs, steps=(0,))
+        inspector = inspector_of(stub, clock, Policy(16, 5 * MS), (0,))
+        inspector.admit(part(n, clock.now_ns + gate_ms * MS) for n in range(count))
+        return sum(finding.reason is None for finding in inspector.drain())
+
+    assert saved(burst + 1) >= saved(burst) - 1
+    assert saved(burst + 1) > 0 or saved(1) == 0
+
+
+def test_an_urgent_frame_does_not_wait_for_patient_ones() -> None:
+    """Rows that are due later do not take up the room of a frame that is due now."""
+    clock = VirtualClock()
+    stub = TimedStub(8, clock.spend, steps=(16,))
+    inspector = inspector_of(stub, clock, Policy(4, 5 * MS), (16,))
+    inspector.admit(part(n, clock.now_ns + 5000 * MS) for n in range(4))
+    inspector.step()
+    inspector.admit([part(4, clock.now_ns + 60 * MS)])
+    assert all(finding.reason is None for finding in inspector.drain())
+
+
+def test_spared_steps_are_room_for_others() -> None:
+    """Where nearly everybody leaves early, load is judged by the steps that are made."""
+    mix = DepthMix(Depths((8,), 0, 1))
+    for _ in range(500):
+        mix.note_made(0, 8)
+    assert mix.share_made < 0.01
+
+
+def test_draining_waits_for_nobody() -> None:
+    """With all the patience in the world a drain takes no longer than the calls."""
+    clock = VirtualClock()
+    stub = TimedStub(8, clock.spend, steps=(1,))
+    inspector = inspector_of(stub, clock, Policy(8, fill_ns=10_000 * MS), (1,))
+    inspector.admit([part(0)])
+    began_ns = clock.now_ns
+    assert len(inspector.drain()) == 1
+    assert clock.now_ns - began_ns < 20 * MS
+
+
+def test_a_full_house_waits_for_nobody() -> None:
+    """No company can come where there is no slot for it."""
+    clock = VirtualClock()
+    stub = TimedStub(2, clock.spend, steps=(1,))
+    inspector = inspector_of(stub, clock, Policy(8, fill_ns=10_000 * MS), (1,))
+    inspector.admit([part(0), part(1)])
+    inspector.step()
+    assert stub.calls["start"] == 1
+
+
+@pytest.mark.parametrize("batch_max", [16, 17, 40])
+def test_batches_beyond_the_largest_bucket_are_split(batch_max: int) -> None:
+    """A policy may name any batch; calls keep to the buckets there are."""
+    clock = VirtualClock()
+    stub = Recorded(40, clock, (1, 2))
+    inspector = inspector_of(stub, clock, Policy(batch_max), (1, 2))
+    inspector.admit(part(n) for n in range(40))
+    assert len(inspector.drain()) == 40
+    assert max(stub.rows) <= BUCKETS[-1]
+
+
+def test_plans_that_do_not_ascend_are_refused() -> None:
+    """A limit by number would not be one by depth."""
+    with pytest.raises(BadBundle, match="do not ascend"):
+        Depths((1, 3, 2), 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("steps_min", "unit", "made", "left"), [(0, 1, 3, 0), (1, 2, 0, 2), (1, 2, 2, 0), (3, 2, 1, 3)]
+)
+def test_cut_points_are_whole_units(steps_min: int, unit: int, made: int, left: int) -> None:
+    """The next one lies at a multiple of the unit, and not before the least."""
+    assert Depths((4,), steps_min, unit).steps_to_cut(made) == left
 
 
 @given(took=st.lists(st.floats(1, 1e9), min_size=1, max_size=50), rows=st.integers(1, 16))
