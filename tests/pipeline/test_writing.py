@@ -1,0 +1,262 @@
+"""Answers of one turn travel together, and each of them is given once whatever happens to them."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engines.bundle import Bundle, open_bundle
+from engines.contracts import Finding, Frame, Reason, StreamLost
+from engines.inspector import Part
+from pipeline.config import CameraSettings, WorkerSettings
+from pipeline.ingest import Intake
+from pipeline.journal import Journal
+from pipeline.judging import Judge
+from pipeline.pulse import Pulse
+from pipeline.reading import FrameReader
+from pipeline.server import embedded_server
+from pipeline.stream import Stream, open_stream
+from pipeline.telemetry import facts
+from pipeline.wire import FrameEntry, undecided
+from pipeline.writing import TOGETHER, VerdictWriter
+from tests.tiny_line import CATEGORY, SIZE, good_part, shared_bundle
+
+KEY = "openvino:f32"
+SLOTS = 16
+GATE_NS = 60_000_000_000
+
+
+@pytest.fixture
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle that measures grey."""
+    return open_bundle(shared_bundle(tmp_path_factory.getbasetemp()))
+
+
+@dataclass
+class Desk:
+    """A worker without its engine: the test makes the findings."""
+
+    stream: Stream
+    frames: FrameReader
+    writer: VerdictWriter
+
+    def take(self, count: int) -> list[Part]:
+        """So many parts, read and held."""
+        parts: list[Part] = []
+        wait_for(lambda: parts.extend(self.frames.take(SLOTS, 0.05)) or len(parts) >= count)
+        return parts
+
+
+@contextmanager
+def desk(url: str, namespace: str, bundle: Bundle) -> Iterator[Desk]:
+    """A worker of camera ``left`` that reads; its writer is not yet running."""
+    calibration = bundle.calibration()
+    assert calibration is not None
+    judge = Judge(calibration, bundle.bundle_id, KEY, calibration.calibration_id)
+    stop = threading.Event()
+    with (
+        open_stream(url, namespace) as stream,
+        closing(Pulse(url, namespace)) as pulse,
+        FrameReader(
+            stream,
+            ["left"],
+            "worker",
+            pulse=pulse,
+            bundle=bundle,
+            settings=WorkerSettings(slots=SLOTS),
+            stop=stop,
+        ) as frames,
+    ):
+        yield Desk(stream, frames, VerdictWriter(stream, frames, judge, "worker", SLOTS))
+        stop.set()
+
+
+def found(part: Part, score: float = 0.0) -> Finding:
+    """A finding on a part: a good one, unless the score is high."""
+    anomaly_map = np.full(SIZE, score, np.float32)
+    return Finding(part.frame_id, CATEGORY, anomaly_map, score, 0, 0, 2, 2)
+
+
+def an_entry(stream: Stream, number: int) -> FrameEntry:
+    """A good part of camera ``left``."""
+    now_ns = stream.now_ns()
+    return FrameEntry(f"left/1-{number}", "left", now_ns, now_ns + GATE_NS, good_part(number))
+
+
+def admit(stream: Stream, count: int) -> None:
+    """So many good parts."""
+    for number in range(1, count + 1):
+        stream.admit(an_entry(stream, number))
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    """Return once it is true."""
+    until = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < until, "it never happened"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("scores", "batches"),
+    [
+        ([0.0] * 5, [5]),
+        ([0.0] * (TOGETHER + 3), [TOGETHER, 3]),
+        ([0.0, 0.0, 9.0, 0.0], [3, 1]),
+    ],
+)
+def test_answers_of_one_turn_share_a_round_trip(  # noqa: PLR0917 - fixtures
+    scores: list[float],
+    batches: list[int],
+    bundle: Bundle,
+    redis_url: str,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is found together is sent together, eight at most, and nobody waits for two pictures."""
+    sent: list[int] = []
+    with desk(redis_url, namespace, bundle) as here:
+        at_once = here.stream.answer_all
+
+        def counted(consumer: str, answers: list[Any]) -> list[bool]:
+            sent.append(len(answers))
+            return at_once(consumer, answers)
+
+        monkeypatch.setattr(here.stream, "answer_all", counted)
+        admit(here.stream, len(scores))
+        for part, score in zip(here.take(len(scores)), scores, strict=True):
+            here.writer.put(found(part, score))
+        with here.writer:
+            wait_for(lambda: not here.stream.ledger("left").open)
+        ledger = here.stream.ledger("left")
+    failed = sum(score > 0 for score in scores)
+    assert sent == batches
+    assert (ledger.passed, ledger.failed, ledger.residual) == (len(scores) - failed, failed, 0)
+
+
+class CutLine:
+    """A unix socket before a server that breaks in the middle of the first batch of answers."""
+
+    def __init__(self, folder: Path, server: str) -> None:
+        self.url = f"unix://{folder}/cut.sock"
+        self.is_armed = threading.Event()
+        self._server = server.removeprefix("unix://")
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self.url.removeprefix("unix://"))
+        self._listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more connections."""
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._relay, args=(client,), daemon=True).start()
+
+    def _relay(self, client: socket.socket) -> None:
+        with client, socket.socket(socket.AF_UNIX) as server, suppress(OSError):
+            server.connect(self._server)
+            while True:
+                ready, _, _ = select.select([client, server], [], [])
+                if server in ready:
+                    if not (reply := server.recv(1 << 20)):
+                        return
+                    client.sendall(reply)
+                if client not in ready:
+                    continue
+                if not (request := client.recv(1 << 20)):
+                    return
+                if self.is_armed.is_set() and request.count(b"EVALSHA") > 1:
+                    self.is_armed.clear()
+                    server.sendall(request[: len(request) // 2])
+                    server.recv(1 << 20)  # some are answered, and nobody learns of it
+                    return
+                server.sendall(request)
+
+
+def stale() -> float:
+    """Answers of camera ``left`` that were refused."""
+    labels = {"camera": "left"}
+    return facts.registry.get_sample_value("assayline_verdicts_stale_total", labels) or 0.0
+
+
+def test_a_batch_cut_in_the_middle_is_answered_once(
+    bundle: Bundle, redis_url: str, namespace: str, tmp_path: Path
+) -> None:
+    """What the server took before the line broke is not taken again, and the rest is."""
+    line = CutLine(tmp_path, redis_url)
+    with closing(line), desk(line.url, namespace, bundle) as here:
+        admit(here.stream, 7)
+        for part in here.take(7):
+            here.writer.put(found(part))
+        before = stale()
+        with open_stream(redis_url, namespace) as direct:
+            direct.refuse(undecided(an_entry(direct, 8), Reason.OVERRUN, direct.now_ns()))
+            line.is_armed.set()  # the server knows the script now
+            with here.writer:
+                wait_for(lambda: not direct.ledger("left").open)
+            verdicts = [seen.verdict for seen in direct.tail_verdicts("left", 100)]
+            ledger = direct.ledger("left")
+    assert not line.is_armed.is_set()
+    assert 0 < stale() - before < 7
+    assert len(verdicts) == len({verdict.frame_id for verdict in verdicts}) == 8
+    assert (ledger.captured, ledger.residual, ledger.open) == (8, 0, 0)
+
+
+def test_a_server_lost_in_a_batch_costs_no_frame_its_verdict(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a batch is answered when the server dies: ingest answers for all."""
+    camera = CameraSettings.model_validate(
+        {"name": "left", "source": {"kind": "folder", "path": tmp_path}, "category": CATEGORY}
+    )
+    server, folder, lost = ExitStack(), tmp_path / "server", threading.Event()
+    url = server.enter_context(embedded_server(folder))
+    with (
+        desk(url, "test", bundle) as here,
+        open_stream(url, "test") as stream,
+        Journal(tmp_path / "left.journal") as journal,
+    ):
+        at_once = here.stream.answer_all
+
+        def lose_half(consumer: str, answers: list[Any]) -> list[bool]:
+            if not lost.is_set():
+                assert at_once(consumer, answers[:3]) == [True] * 3
+                server.close()
+                lost.set()
+                raise StreamLost("in the middle")
+            return at_once(consumer, answers)
+
+        monkeypatch.setattr(here.stream, "answer_all", lose_half)
+        intake = Intake(stream, journal, camera, SIZE)
+        for number in range(6):
+            intake.take(Frame("", "left", time.time_ns(), good_part(number)))
+        for part in here.take(6):
+            here.writer.put(found(part))
+        with here.writer:
+            assert lost.wait(30)
+            server.enter_context(embedded_server(folder))
+            intake.finish(threading.Event())
+        verdicts = [seen.verdict for seen in stream.tail_verdicts("left", 100)]
+        ledger = stream.ledger("left")
+        assert not journal.owed
+    server.close()
+    assert set(Counter(verdict.frame_id for verdict in verdicts).values()) == {1}
+    assert ledger.undecided == {Reason.TRANSPORT_RESTART: 6}
+    assert (ledger.captured, ledger.residual, ledger.open) == (6, 0, 0)
