@@ -68,6 +68,7 @@ class FrameReader:
         self._changed = threading.Condition()
         self._ready: deque[Part] = deque()
         self._held: dict[str, Held] = {}  # frame_id -> what must be answered and renewed
+        self._losing: set[str] = set()  # cameras whose last image was lost
         self._room = 0  # frames that may still be read
         self._is_reading = False  # the server may be handing frames to us just now
         self._beat_s = self._renewed_s = self._reclaimed_s = time.monotonic()
@@ -199,6 +200,7 @@ class FrameReader:
         except LostImage as error:
             self._give_up(delivery, error)
             return
+        self._losing.discard(delivery.camera)
         now_ns = self._stream.now_ns()
         if entry.deadline_ns <= now_ns:
             self._stream.answer(delivery, self._consumer, undecided(entry, Reason.DEADLINE, now_ns))
@@ -233,7 +235,10 @@ class FrameReader:
         self._stream.quarantine(delivery, self._consumer, verdict)
 
     def _give_up(self, delivery: Delivery, error: LostImage) -> None:
-        facts.event("image_lost", level="warning", sentence=str(error))
+        facts.count("images_lost_total", camera=delivery.camera)
+        if delivery.camera not in self._losing:  # the first in a row: a broken ring fills no log
+            facts.event("image_lost", level="warning", sentence=str(error))
+        self._losing.add(delivery.camera)
         verdict = self._verdict_on_bad(delivery, Reason.TRANSPORT)
         self._stream.answer(delivery, self._consumer, verdict)
 

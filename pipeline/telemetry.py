@@ -28,6 +28,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "frames_captured_total": ("Frames admitted to the stream.", ("camera",)),
     "frames_refused_total": ("Frames answered by ingest itself, by reason.", ("camera", "reason")),
     "frames_quarantined_total": ("Entries set aside after failing again and again.", ("camera",)),
+    "images_lost_total": ("Images no longer where their camera had left them.", ("camera",)),
     "entries_reclaimed_total": ("Entries taken over from a silent worker.", ("camera",)),
     "verdicts_total": ("Verdicts written by this process, by decision.", ("camera", "decision")),
     "verdicts_stale_total": ("Answers refused: the frame was answered already.", ("camera",)),

@@ -40,6 +40,7 @@ from pipeline.shared import (
     shared_paths,
 )
 from pipeline.stream import open_stream
+from pipeline.telemetry import facts
 from pipeline.wire import FrameEntry
 from tests.tiny_line import good_part, shared_bundle
 
@@ -306,7 +307,8 @@ def test_two_writers_of_one_camera_are_refused(run_dir: Path) -> None:
 def test_a_frame_whose_image_is_lost_is_undecided(
     run_dir: Path, tmp_path_factory: pytest.TempPathFactory, redis_url: str, namespace: str
 ) -> None:
-    """A worker answers it UNDECIDED(transport) at once, and goes on with the next."""
+    """A worker answers it UNDECIDED(transport) at once, counts it, and goes on with the next."""
+    before = images_lost()
     bundle = open_bundle(shared_bundle(tmp_path_factory.getbasetemp()))
     stop = threading.Event()
     with (
@@ -338,6 +340,12 @@ def test_a_frame_whose_image_is_lost_is_undecided(
     assert [part.frame_id for part in parts] == ["left/1-2"]
     np.testing.assert_array_equal(parts[0].image, good_part(2, bundle.manifest.image_size))
     assert (lost.verdict.frame_id, lost.verdict.reason) == ("left/1-1", Reason.TRANSPORT)
+    assert images_lost() == before + 1
+
+
+def images_lost() -> float:
+    """How many images of camera ``left`` were lost."""
+    return facts.registry.get_sample_value("assayline_images_lost_total", {"camera": "left"}) or 0.0
 
 
 def _taken(frames: FrameReader) -> Iterator[Part]:
