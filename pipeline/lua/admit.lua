@@ -1,8 +1,10 @@
 #!lua flags=allow-oom
--- Take a frame into the open set, once. A large payload never passes through here: its XADD follows in
--- the same MULTI. A small one (a place in shared memory) does, which saves the MULTI. A camera's ids ascend, so an id at or below the highest one taken is a repeat,
--- whether its frame is still open or was answered long ago. A server that was lost and came back unseen
--- must not take a new frame before those that were open at its loss: it has not begun their epoch.
+-- Take a frame into the open set, once. A large payload never passes through here: its XADD follows
+-- in the same MULTI. A small one (a place in shared memory) does, which saves the MULTI; then this
+-- runs without its flag, so that a full server refuses it whole. A camera's ids ascend, so an id at
+-- or below the highest one taken is a repeat, whether its frame is still open or was answered long
+-- ago. A server that was lost and came back unseen must not take a new frame before those that were
+-- open at its loss: it has not begun their epoch.
 -- KEYS open, heads, ledger, epoch, frames
 -- ARGV entry id, deadline (microseconds), head, '1' where its epoch must be the one begun here,
 --      fields of a small payload...
@@ -27,7 +29,7 @@ if highest then
   end
 end
 if #ARGV > 4 then
-  redis.call('XADD', frames, id, unpack(ARGV, 5)) -- the first write: the one that could be refused
+  redis.call('XADD', frames, id, unpack(ARGV, 5))
 end
 redis.call('ZADD', open, deadline_us, id)
 redis.call('HSET', heads, id, head)

@@ -71,9 +71,10 @@ class Stream(Verdicts):
         """Open a frame and hand it to the inspectors, in one round trip; False if it is a repeat.
 
         A camera's frame ids ascend, which makes a repeat after a lost reply (or after the answer)
-        known as one. A full server refuses as StreamLost and has then changed nothing; so does,
-        with ``begun``, one that has not begun this epoch, since it was lost in between. With
-        ``slot`` the image lies there in shared memory.
+        known as one. A full server refuses as StreamLost and has then changed nothing: XADD aborts
+        the MULTI, and with ``slot`` (where the image lies in shared memory) the script is one that
+        needs room. So does, with ``begun``, a server that has not begun this epoch, since it was
+        lost in between.
         """
         keys, entry_id = self._place(entry.frame_id)
         fields = to_fields(entry, slot)

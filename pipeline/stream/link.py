@@ -48,6 +48,11 @@ def lua(name: str) -> str:
     return files("pipeline").joinpath("lua", f"{name}.lua").read_text("utf-8")
 
 
+def refusable(script: str) -> str:
+    """The same script, which a full server refuses before it has changed anything."""
+    return script.replace(" flags=allow-oom", "", 1)
+
+
 def redacted(url: str) -> str:
     """The address without user and password, fit for messages and logs."""
     parts = urlsplit(url)
@@ -103,6 +108,7 @@ class Link:
         self._scripts: dict[str, Script] = {
             name: self._commands.register_script(lua(name)) for name in SCRIPTS
         }
+        self._scripts["admit"] = self._commands.register_script(refusable(self._admit))
 
     def close(self) -> None:
         """Give the connections back."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from redis import Redis
 
 from engines.contracts import BadFrame, Decision, Reason, StreamLost, UInt8, Verdict
 from pipeline.server import embedded_server
@@ -372,6 +373,27 @@ def test_a_full_server_admits_nothing_and_still_answers(
         assert stream.refuse(undecided(an_entry(refused), Reason.OVERRUN, 1))
         assert written(stream) == ["cam/1-1", refused]
         assert stream.ledger("cam").residual == stream.ledger("cam").open == ledger.open - 1
+
+
+@pytest.mark.parametrize("server", ["valkey", "redis"])
+def test_a_full_server_takes_no_place_in_shared_memory(
+    server: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """It refuses as it refuses an image: nothing is changed, and the same frame is taken later."""
+    binary = request.getfixturevalue("debian_server") if server == "redis" else None
+    with (
+        embedded_server(tmp_path, maxmemory="8mb", binary=binary) as url,
+        open_stream(url) as stream,
+        Redis.from_url(url) as admin,
+    ):
+        assert stream.admit(an_entry("cam/1-1"), slot=b"place")
+        admin.config_set("maxmemory", "1mb")
+        with pytest.raises(StreamLost, match="full"):
+            stream.admit(an_entry("cam/1-2"), slot=b"place")
+        assert (stream.backlog("cam"), stream.ledger("cam").captured) == (1, 1)
+        admin.config_set("maxmemory", "8mb")
+        assert stream.admit(an_entry("cam/1-2"), slot=b"place")
+        assert stream.ledger("cam").captured == stream.backlog("cam") == 2
 
 
 def test_a_camera_is_named_plainly(every_stream: Stream) -> None:
