@@ -125,10 +125,20 @@ class CameraSettings(Settings):
     crop: tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt] | None = None  # x y w h
     credits: PositiveInt = 32  # frames of this camera admitted and unanswered, at most
     transport: Literal["inline", "shared"] = "inline"  # of model inputs; shared = memory of a host
+    codec: Literal["none", "lz4"] = "none"  # of model inputs in the stream; for links, not sockets
     originals_bytes: NonNegativeInt = 0  # memory for full exposures, of which rejects are archived
     overrun: Literal["reject", "wait"] = Field(
         default_factory=lambda values: "wait" if _unhurried(values["source"]) else "reject"
     )
+
+    @model_validator(mode="after")
+    def _pack_what_travels(self) -> Self:
+        if self.transport == "shared" and self.codec != "none":
+            raise ValueError(
+                f"camera {self.name} shares its images by memory, where nothing is packed; leave "
+                "codec out, or choose transport: inline"
+            )
+        return self
 
 
 class WorkerSettings(Settings):

@@ -277,7 +277,7 @@ class Intake:
             self._refuse(head, Reason.OVERRUN)
 
     def _admit(self, frame: FrameEntry, slot: bytes = b"") -> None:
-        self._stream.admit(frame, begun=True, slot=slot)
+        self._stream.admit(frame, begun=True, slot=slot, codec=self._camera.codec)
         self._credits -= 1
         facts.count("frames_captured_total", camera=frame.camera)
 

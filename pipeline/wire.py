@@ -1,20 +1,27 @@
 """Frames and verdicts as fields of a Redis stream entry, and back.
 
-A frame is two fields: ``head`` (JSON, what is known about the part) and either ``image`` (raw
-uint8, the model input) or ``slot`` (where that lies in shared memory). A verdict is four:
-``verdict`` (JSON), ``mask``, ``picture`` and ``map`` (PNG or empty). Sizes are checked before
-anything is parsed, so any bytes give a value or :class:`BadFrame`.
+A frame is two fields: ``head`` (JSON, what is known about the part) and one of ``image`` (raw
+uint8, the model input), ``lz4`` (the same, packed) and ``slot`` (where it lies in shared memory).
+A verdict is four: ``verdict`` (JSON), ``mask``, ``picture`` and ``map`` (PNG or empty). Sizes are
+checked before anything is parsed, so any bytes give a value or :class:`BadFrame`.
 
-Images are sent as they are. Lossless codecs were measured on simulated frames of 196 kB (disc,
-board, fabric; one core, milliseconds to pack + to unpack, share of the size that is left):
+Whether packing pays depends on the link and on the camera's noise, so each camera says (``codec``),
+and what packing does not make smaller is sent as it is. At 256 x 256 pixels (196 kB;
+one core, milliseconds to pack + to unpack, share of the size that is left):
 
-    lz4           .02-.22 + .01-.04    .93-1.0
-    zstd 1        .14-.41 + .12-.16    .83-.90
-    zstd 1, rows' differences  .15-.46 + .22-.27    .59-.79
-    PNG 1         3.8-4.1 + 1.7        .58-.70
+    lz4, public photographs of parts that compress well (grey, or of few tones)
+                                .06-.35 + .02-.08     .05-.6
+    lz4, one whose noise does not (cookies in colour)
+                                .17 + .02             .9
+    on simulated frames (disc, board, fabric):
+    lz4                         .02-.22 + .01-.04     .93-1.0
+    zstd 1                      .14-.41 + .12-.16     .83-.90
+    zstd 1, rows' differences   .15-.46 + .22-.27     .59-.79
+    PNG 1                       3.8-4.1 + 1.7         .58-.70
 
-A camera's noise does not compress. Sending 196 kB through a socket of the host costs less than any
-of them, and even a link of 1 Gbit/s carries in 1.6 ms what the best one shortens by .7 ms in .7 ms.
+A link of 1 Gbit/s takes 1.57 ms for such a frame: lz4 at .5 makes that 1.2 ms in all, and at .1 a
+sixth. A socket of the host costs less than any codec, so ``none`` is the default. ``bench
+transport`` measures the row of lz4 on simulated frames anew.
 """
 
 from __future__ import annotations
@@ -22,8 +29,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
+import lz4.block
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
@@ -33,11 +41,13 @@ FRAME_SCHEMA = 1
 MAX_HEAD_BYTES = 16_384
 MAX_IMAGE_BYTES = 64_000_000
 MAX_VERDICT_BYTES = 4_000_000
+LZ4_RATIO_MAX = 255  # nothing becomes more than so many times smaller
 CAMERA_NAME = r"[A-Za-z0-9_.-]{1,64}"
 ENTRY_ID = r"[0-9]{1,15}-[0-9]{1,15}"  # below 2^53, so that scripts compare it exactly
 
 Text = Annotated[str, Field(max_length=256)]
 Side = Annotated[int, Field(ge=1, le=65_536)]
+Codec = Literal["none", "lz4"]  # how images travel in the stream
 # The image [h, w, 3] of a frame id at a place in shared memory; see pipeline.shared.
 Fetch = Callable[[str, bytes, tuple[int, int]], UInt8]
 
@@ -114,10 +124,13 @@ def head_of(frame: FrameEntry | Verdict) -> FrameHead:
         raise BadFrame(f"{frame.frame_id} cannot be sent: {_first(error)}.") from None
 
 
-def to_fields(entry: FrameEntry, slot: bytes = b"") -> dict[str, bytes | memoryview]:
+def to_fields(
+    entry: FrameEntry, slot: bytes = b"", codec: Codec = "none"
+) -> dict[str, bytes | memoryview]:
     """Stream fields of a frame; the image is a view of the entry's own array if contiguous.
 
-    With ``slot`` the image lies in shared memory already, and only its place travels.
+    With ``slot`` the image lies in shared memory already, and only its place travels. A ``codec``
+    is used where it makes the image smaller.
     """
     image = np.ascontiguousarray(entry.image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -126,8 +139,27 @@ def to_fields(entry: FrameEntry, slot: bytes = b"") -> dict[str, bytes | memoryv
         )
     if not 0 < image.nbytes <= MAX_IMAGE_BYTES:
         raise BadFrame(f"{entry.frame_id}: an image of {image.nbytes} bytes cannot be sent.")
-    payload = {"slot": slot} if slot else {"image": image.reshape(-1).data}
+    payload = {"slot": slot} if slot else _packed(image.reshape(-1).data, codec)
     return {"head": head_bytes(head_of(entry)), **payload}
+
+
+def _packed(pixels: memoryview, codec: Codec) -> dict[str, memoryview]:
+    if codec == "lz4":
+        packed = lz4.block.compress(pixels, store_size=False)
+        if len(packed) < len(pixels):
+            return {"lz4": memoryview(packed)}
+    return {"image": pixels}
+
+
+def _unpacked(packed: bytes, size: int) -> bytes:
+    """So many bytes, or ValueError; what cannot be as many is not even tried."""
+    if not len(packed) < size <= len(packed) * LZ4_RATIO_MAX:
+        raise ValueError("its length is impossible")
+    try:
+        pixels: bytes = lz4.block.decompress(packed, uncompressed_size=size)
+    except lz4.block.LZ4BlockError as error:
+        raise ValueError(str(error)) from None
+    return pixels
 
 
 def entry_from(fields: Mapping[bytes, bytes], fetch: Fetch | None = None) -> FrameEntry:
@@ -136,17 +168,28 @@ def entry_from(fields: Mapping[bytes, bytes], fetch: Fetch | None = None) -> Fra
     An image in shared memory is what ``fetch`` brings, which may raise errors of its own.
     """
     head = head_from(fields.get(b"head", b""))
-    pixels, slot = fields.get(b"image", b""), fields.get(b"slot", b"")
-    if head.image_size is None or len(pixels) > MAX_IMAGE_BYTES:
+    h, w = head.image_size or (0, 0)
+    if not 0 < h * w * 3 <= MAX_IMAGE_BYTES:
         raise BadFrame(f"{head.frame_id}: the entry holds no usable image.")
-    h, w = head.image_size
-    if slot and fetch is not None and h * w * 3 <= MAX_IMAGE_BYTES:
+    slot = fields.get(b"slot", b"")
+    if slot and fetch is not None:
         image = fetch(head.frame_id, slot, (h, w))
-    elif len(pixels) == h * w * 3:
-        image = np.frombuffer(pixels, np.uint8).reshape(h, w, 3)
     else:
-        raise BadFrame(f"{head.frame_id}: {len(pixels)} image bytes are not {h} x {w} x 3.")
+        image = _image_in(fields, head.frame_id, (h, w))
     return FrameEntry(image=image, **{name: getattr(head, name) for name in _SHARED})
+
+
+def _image_in(fields: Mapping[bytes, bytes], frame_id: str, size: tuple[int, int]) -> UInt8:
+    """The image [h, w, 3] that an entry carries itself, or BadFrame."""
+    h, w = size
+    packed = fields.get(b"lz4", b"")
+    try:
+        pixels = _unpacked(packed, h * w * 3) if packed else fields.get(b"image", b"")
+    except ValueError as error:
+        raise BadFrame(f"{frame_id}: {len(packed)} bytes of lz4 are no image: {error}.") from None
+    if len(pixels) != h * w * 3:
+        raise BadFrame(f"{frame_id}: {len(pixels)} image bytes are not {h} x {w} x 3.")
+    return np.frombuffer(pixels, np.uint8).reshape(h, w, 3)
 
 
 def head_bytes(head: FrameHead) -> bytes:

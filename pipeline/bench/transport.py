@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from engines.contracts import EngineFault
+from pipeline.bench.codecs import bench_codecs
 from pipeline.bench.lanes import (
     BareLane,
     Lane,
@@ -104,7 +105,7 @@ def bench_transport(
     timings = [one for one in told if isinstance(one, Timing)]
     medians = {one.end: one.median_s for one in told if isinstance(one, Journeys)}
     results = _results(timings, frames, side, server_rates)
-    return Report(machine, (*results, _large_result(medians, large)))
+    return Report(machine, (*results, _large_result(medians, large), *bench_codecs(side)))
 
 
 def _race(course: Course) -> list[Timing | Journeys]:

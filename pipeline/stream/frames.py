@@ -19,6 +19,7 @@ from pipeline.stream.facts import Delivery, Keys, ledger_field
 from pipeline.stream.link import Call, Word
 from pipeline.stream.verdicts import Verdicts
 from pipeline.wire import (
+    Codec,
     FrameEntry,
     FrameHead,
     head_bytes,
@@ -67,7 +68,9 @@ class Stream(Verdicts):
         with self._translated():
             return max(0, budget - int(self._commands.zcard(self._of(camera).open)))
 
-    def admit(self, entry: FrameEntry, *, begun: bool = False, slot: bytes = b"") -> bool:
+    def admit(
+        self, entry: FrameEntry, *, begun: bool = False, slot: bytes = b"", codec: Codec = "none"
+    ) -> bool:
         """Open a frame and hand it to the inspectors, in one round trip; False if it is a repeat.
 
         A camera's frame ids ascend, which makes a repeat after a lost reply (or after the answer)
@@ -77,7 +80,7 @@ class Stream(Verdicts):
         lost in between.
         """
         keys, entry_id = self._place(entry.frame_id)
-        fields = to_fields(entry, slot)
+        fields = to_fields(entry, slot, codec)
         payload = [part for field in fields.items() for part in field]
         if slot:
             told = _admission_arguments(entry_id, entry.deadline_ns, fields["head"], begun=begun)

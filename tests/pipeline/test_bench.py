@@ -40,6 +40,7 @@ def test_transport_gives_ratios_with_machine_facts(transport: Report) -> None:
         against
     )
     assert against["transport.shared_0MP"] == "a memcpy of the same bytes"
+    assert {"transport.codec.lz4", "transport.codec.lz4.cost"} <= set(against)
     assert is_sound(transport)
     assert {"processor", "cores", "memory_gib", "python", "libraries"} <= set(transport.machine)
 

@@ -153,6 +153,14 @@ def test_an_unknown_camera_is_named_with_those_there_are(tmp_path: Path) -> None
         load_line(write(tmp_path)).camera("right")
 
 
+def test_what_shares_memory_is_not_packed(tmp_path: Path) -> None:
+    """A codec without a stream to use it on is refused; one for the stream is taken."""
+    camera = {"name": "left", "source": {"kind": "simulator"}, "codec": "lz4"}
+    assert load_line(write(tmp_path, cameras=[camera])).cameras[0].codec == "lz4"
+    with pytest.raises(BadConfig, match="nothing is packed"):
+        load_line(write(tmp_path, cameras=[{**camera, "transport": "shared"}]))
+
+
 @pytest.mark.parametrize("wanted", [{"transport": "shared"}, {"originals_bytes": 1}])
 @pytest.mark.parametrize(
     ("url", "is_here"),

@@ -279,6 +279,19 @@ def test_images_in_shared_memory_are_bounded_by_the_credits(
         np.testing.assert_array_equal(entry.image, image)
 
 
+def test_packed_images_arrive_as_they_were(tmp_path: Path, redis_url: str) -> None:
+    """A camera's codec changes the bytes on the stream, and nothing that an inspector sees."""
+    stream, journal, intake = intake_on(redis_url, tmp_path, codec="lz4")
+    grey = np.full((32, 48, 3), 99, np.uint8)
+    with journal:
+        taken = intake.take(Frame("", "left", time.time_ns(), grey))
+        found = stream.read(["left"], "test", 64, 100)
+    stream.close()
+    [fields] = [each.fields for each in found if each.frame_id == taken.frame_id]
+    assert fields.keys() == {b"head", b"lz4"}
+    np.testing.assert_array_equal(entry_from(fields).image, to_model_input(grey, SIZE))
+
+
 def test_a_killed_ingest_leaves_its_images_to_the_next(tmp_path: Path) -> None:
     """What was open at the kill keeps its slot: the next start overwrites none of it."""
     path = shared_path(tmp_path, "left", FRAMES)

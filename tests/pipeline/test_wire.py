@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from engines.contracts import BadFrame, Decision, Reason, Region, Verdict
+from engines.contracts import BadFrame, Decision, Reason, Region, UInt8, Verdict
 from pipeline.wire import (
     FrameEntry,
     entry_from,
@@ -86,7 +86,12 @@ def received(fields: dict[str, Any]) -> dict[bytes, bytes]:
 @given(entries())
 def test_a_frame_comes_back_as_it_was(entry: FrameEntry) -> None:
     """Every field of every frame survives the way through the stream."""
-    back = entry_from(received(to_fields(entry)))
+    for codec in ("none", "lz4"):
+        assert_same(entry_from(received(to_fields(entry, codec=codec))), entry)
+
+
+def assert_same(back: FrameEntry, entry: FrameEntry) -> None:
+    """Every field is the same."""
     for name in FrameEntry.__slots__:
         np.testing.assert_array_equal(getattr(back, name), getattr(entry, name), err_msg=name)
     assert back.image.dtype == np.uint8
@@ -99,7 +104,7 @@ def test_a_verdict_comes_back_as_it_was(verdict: Verdict, pictures: tuple[bytes,
     assert verdict_from(received(verdict_fields(verdict, *pictures))) == (verdict, *pictures)
 
 
-names = st.sampled_from([b"head", b"image", b"verdict", b"mask", b"picture", b"slot"])
+names = st.sampled_from([b"head", b"image", b"lz4", b"verdict", b"mask", b"picture", b"slot"])
 json_like = st.sampled_from([b"{}", b"[]", b"null", b'{"frame_id":1}', b'{"frame_id":"c/1-1"}'])
 
 
@@ -116,8 +121,8 @@ def test_any_bytes_give_a_value_or_bad_frame(fields: dict[bytes, bytes]) -> None
 @given(entries(), st.data())
 def test_a_damaged_frame_is_a_value_or_bad_frame(entry: FrameEntry, data: st.DataObject) -> None:
     """A flipped or missing byte of a real frame never raises anything but BadFrame."""
-    fields = received(to_fields(entry))
-    name = data.draw(st.sampled_from([b"head", b"image"]))
+    fields = received(to_fields(entry, codec=data.draw(st.sampled_from(["none", "lz4"]))))
+    name = data.draw(st.sampled_from(sorted(fields)))
     at = data.draw(st.integers(0, len(fields[name]) - 1))
     patch = data.draw(st.binary(max_size=2))
     fields[name] = fields[name][:at] + patch + fields[name][at + 1 :]
@@ -139,6 +144,47 @@ def test_the_image_is_not_copied() -> None:
     pixels = bytes(fields["image"])
     back = entry_from({b"head": bytes(fields["head"]), b"image": pixels})
     assert np.shares_memory(back.image, np.frombuffer(pixels, np.uint8))
+
+
+def test_an_image_is_packed_only_where_that_is_smaller() -> None:
+    """An even image travels packed, noise and an image of a few bytes as they are."""
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    even = np.zeros((64, 64, 3), np.uint8)
+    for image, name in ((even, "lz4"), (noise, "image"), (even[:1, :1], "image")):
+        fields = to_fields(an_entry(image=image), codec="lz4")
+        assert fields.keys() == {"head", name}
+        assert len(fields[name]) <= image.nbytes
+        np.testing.assert_array_equal(entry_from(received(fields)).image, image)
+
+
+@bounded
+@given(
+    arrays(np.uint8, st.tuples(*[st.integers(1, 40)] * 2, st.just(3)), fill=st.just(np.uint8(7)))
+)
+def test_a_packed_image_comes_back_as_it_was(image: UInt8) -> None:
+    """Whatever repeats in it."""
+    back = entry_from(received(to_fields(an_entry(image=image), codec="lz4")))
+    np.testing.assert_array_equal(back.image, image)
+
+
+@bounded
+@given(st.binary(min_size=1, max_size=2000))
+def test_any_packed_bytes_give_an_image_or_bad_frame(packed: bytes) -> None:
+    """An image of just the size that the head says, or a sentence."""
+    head = received(to_fields(an_entry(image=np.zeros((16, 16, 3), np.uint8))))[b"head"]
+    with contextlib.suppress(BadFrame):
+        assert entry_from({b"head": head, b"lz4": packed}).image.shape == (16, 16, 3)
+
+
+def test_packed_bytes_cannot_ask_for_memory() -> None:
+    """A head that says more than the packed bytes can hold is refused before anything is made."""
+    said = to_fields(an_entry(image=np.zeros((4600, 4600, 3), np.uint8)), codec="lz4")
+    head, packed = bytes(said["head"]), bytes(said["lz4"])
+    assert entry_from({b"head": head, b"lz4": packed}).image.shape == (4600, 4600, 3)
+    with pytest.raises(BadFrame, match="length is impossible"):
+        entry_from({b"head": head, b"lz4": packed[:1000]})
+    with pytest.raises(BadFrame, match="no image"):
+        entry_from({b"head": head, b"lz4": packed[:-1]})
 
 
 def test_a_view_of_a_larger_image_is_sent_whole() -> None:
