@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,9 @@ from engines.inspector import Inspector, Part
 from engines.scheduler import Policy, Scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from engines.backend_stub import CallCost
     from engines.bundle import GraphName
@@ -82,10 +86,43 @@ def stub_line(
 ) -> StubLine:
     """A line whose calls take what a stub's take."""
     backend = TimedStub(slots, clock.spend, costs=costs, steps=steps)
-    scheduler = Scheduler(
-        policy, measure_costs(backend, clock), Depths(tuple(steps), min(steps), 1)
-    )
+    return line_over(backend, clock, policy, Depths(tuple(steps), min(steps), 1))
+
+
+def line_over(
+    backend: TimedStub,
+    clock: VirtualClock | RealClock,
+    policy: Policy,
+    depths: Depths | None = None,
+) -> StubLine:
+    """A line over a stub that lives by this clock; without ``depths`` no frame's is limited."""
+    scheduler = Scheduler(policy, measure_costs(backend, clock), depths)
     return StubLine(clock, backend, Inspector(backend, scheduler=scheduler, clock=clock))
+
+
+class TableStub(TimedStub):
+    """A stub whose calls take what they took elsewhere, by graph and batch size.
+
+    ``rows_ns``: what every row adds to a call of a graph.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        spend: Callable[[float], None],
+        calls_ns: Mapping[tuple[GraphName, int], float],
+        *,
+        rows_ns: Mapping[GraphName, float],
+        steps: Sequence[int],
+    ) -> None:
+        super().__init__(capacity, spend, steps=steps)
+        self._calls_ns, self._rows_ns = calls_ns, rows_ns
+        self._sizes = sorted({batch for _, batch in calls_ns})
+
+    def cost_ns(self, graph: GraphName, rows: int) -> float:
+        """That of the smallest batch which holds the rows, or of the largest there is."""
+        place = min(bisect_left(self._sizes, rows), len(self._sizes) - 1)
+        return self._calls_ns[graph, self._sizes[place]] + rows * self._rows_ns.get(graph, 0.0)
 
 
 def arrivals(rates_hz: Iterable[float], first_ns: int, seed: int = 0) -> Iterator[int]:
@@ -97,6 +134,17 @@ def arrivals(rates_hz: Iterable[float], first_ns: int, seed: int = 0) -> Iterato
         yield round(at_ns + NS / rate_hz * JITTER * rng.uniform(-0.5, 0.5))
 
 
+def exposures(
+    offsets: NDArray[np.float64], rate_hz: float, periods: int, first_ns: int
+) -> list[int]:
+    """When frames of cameras arrive that each expose at ``rate_hz``, ascending, ns.
+
+    ``offsets`` [cameras]: where in its period each does; all 0 is in phase, to the nanosecond.
+    """
+    due = offsets + np.arange(periods)[:, None]  # [periods, cameras]
+    return [first_ns + round(at) for at in np.sort(due, axis=None) * NS / rate_hz]
+
+
 def feed(line: StubLine, due: Iterable[int], gate_ms: float) -> Iterator[Answered]:
     """Every frame, as it is answered; ``due``: when each arrives, ascending, ns."""
     source = enumerate(due)
@@ -105,6 +153,7 @@ def feed(line: StubLine, due: Iterable[int], gate_ms: float) -> Iterator[Answere
     inspector, clock = line.inspector, line.clock
     while coming is not None or inspector.in_flight:
         fresh: list[Part] = []
+        _rest(line, coming)
         now_ns = clock()
         while coming is not None and coming[1] <= now_ns and len(fresh) < inspector.free_slots:
             number, at_ns = coming
@@ -112,10 +161,17 @@ def feed(line: StubLine, due: Iterable[int], gate_ms: float) -> Iterator[Answere
             fresh.append(part_of(number, at_ns + round(gate_ms * 1e6)))
             coming = next(source, None)
         inspector.admit(fresh)
-        if coming is not None and (not inspector.in_flight or inspector.patience_s > 0):
-            clock.spend(max(0, coming[1] - clock()))
         for finding in inspector.step():
             yield _answered(finding, arrived.pop(finding.frame_id), clock())
+
+
+def _rest(line: StubLine, coming: tuple[int, int] | None) -> None:
+    """As a worker does: until the next frame arrives, or for as long as there is nothing to do."""
+    rest_ns = line.inspector.patience_s * NS
+    if coming is not None:
+        rest_ns = min(rest_ns, coming[1] - line.clock())
+    if 0 < rest_ns < math.inf:
+        line.clock.spend(rest_ns)
 
 
 def part_of(number: int, deadline_ns: int) -> Part:

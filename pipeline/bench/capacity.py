@@ -1,9 +1,10 @@
 """How many cameras one machine carries at a rate and a gate, from costs measured on it.
 
 Engine and host share the cores: a frame takes its share of an engine call, which has all of them,
-and so much processor time around it. Bigger batches cost less per frame and make each wait longer;
-with the earliest deadline first, a frame waits for one call under way and then goes through with
-its batch. Of the rate found, LOAD is planned for, as the line bench loads a line.
+and so much processor time around it. Of the rate that this gives, LOAD is planned for, as the line
+bench loads a line. So many cameras are then fed to the worker's scheduler on a virtual clock, once
+all in phase and once at random phases, and as many are left out as it takes that no frame misses
+the gate.
 """
 
 from __future__ import annotations
@@ -16,87 +17,92 @@ from typing import TYPE_CHECKING
 from engines.backend import BUCKETS, open_backend
 from engines.bundle import GRAPHS, open_bundle
 from engines.costs import measure_costs
+from pipeline.bench.cameras import PHASES, Costs, is_carried, slowest_ms
 from pipeline.bench.depth import measured_depth
 from pipeline.bench.line import LOAD, around_engine_s
 from pipeline.bench.machine import machine_facts
 from pipeline.bench.report import Report, Result
 from pipeline.bench.transport import bench_transport
 from pipeline.bench.turns import deepest_plan
-from pipeline.config import SinkSettings, WorkerSettings
+from pipeline.config import WorkerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from engines.bundle import Bundle
+    from pipeline.bench.cameras import Phases, Seconds
     from pipeline.bench.depth import Depth
 
 TRANSPORT_FRAMES, TRANSPORT_ROUNDS = 200, 3
-MARGIN_S = SinkSettings().margin_ms / 1e3  # before the gate everything is answered
-Seconds = dict[str, float]  # of one call, by graph
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """What a frame costs on one machine."""
-
-    calls_s: Mapping[int, Seconds]  # seconds of one call, by batch size and graph
-    depth: float  # denoiser calls of a frame, on average
-    deepest: int  # of any frame
-    host_s: float  # processor time per frame outside the engine
-    cores: int
-    transport_hz: float  # frames per second
-
-    def engine_s(self, batch: int) -> float:
-        """Time of one frame in the engine, where frames go in batches of this size."""
-        call = self.calls_s[batch]
-        return (call["start"] + self.depth * call["step"] + call["finish"]) / batch
-
-    def frame_s(self, batch: int) -> float:
-        """The same with the processor time around it."""
-        return self.engine_s(batch) + self.host_s / self.cores
-
-    def slowest_s(self, batch: int) -> float:
-        """From exposure to verdict for a frame that takes every step and comes at a bad moment."""
-        call = self.calls_s[batch]
-        through = call["start"] + self.deepest * call["step"] + call["finish"]
-        return max(call[graph] for graph in ("start", "step", "finish")) + through + self.host_s
+UNHURRIED_MS = 1e9
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How many cameras, in what batches, and what stands in the way of one more."""
+    """How many cameras, and what stands in the way of one more."""
 
     cameras: int
     bottleneck: str  # "engine", "host CPU", "transport" or "gate"
-    batch: int
+    phases: Phases  # of the cameras, where they are harder to carry
+    by_phases: dict[Phases, int]  # how many miss no frame
+    by_load: int  # how many leave the machine its reserve
     frames_hz: float  # of all cameras together, at full load
 
     def sentence(self, rate_hz: float, gate_ms: float) -> str:
         """The answer for people."""
         noun = "camera" if self.cameras == 1 else "cameras"
         asked = f"{self.cameras} {noun} at {rate_hz:g} Hz with a gate of {gate_ms:g} ms"
-        if self.bottleneck == "gate":
-            return f"{asked}; the gate is too short for {'more' if self.cameras else 'any'}"
-        return f"{asked}; the bottleneck is the {self.bottleneck}"
+        if self.bottleneck != "gate":
+            return f"{asked}; the bottleneck is the {self.bottleneck}"
+        if not self.cameras:
+            return f"{asked}; the gate is too short for any"
+        return f"{asked}; with one more, {self.phases}, frames would miss the gate"
+
+    def told(self) -> str:
+        """How the answer came about."""
+        by_phases = ", ".join(f"{count} {phases}" for phases, count in self.by_phases.items())
+        return f"{by_phases}, {self.by_load} by load"
 
 
 def capacity_of(costs: Costs, rate_hz: float, gate_ms: float) -> Capacity:
-    """Pure arithmetic over measured costs."""
-    in_time = [b for b in costs.calls_s if costs.slowest_s(b) + MARGIN_S <= gate_ms / 1e3]
-    if not in_time:
-        return Capacity(0, "gate", min(costs.calls_s), 0.0)
-    batch = min(in_time, key=costs.frame_s)
-    computed_hz, free_hz = 1 / costs.frame_s(batch), 1 / min(map(costs.frame_s, costs.calls_s))
-    frames_hz = min(computed_hz, costs.transport_hz)
-    cameras = _cameras(frames_hz, rate_hz)
-    if costs.transport_hz < computed_hz:
+    """From measured costs: as many as load leaves room for and of which none misses a frame."""
+    frames_hz = costs.full_hz
+    by_load = math.floor(LOAD * frames_hz / rate_hz + 1e-9)
+
+    def most(phases: Phases) -> int:
+        return _most(by_load, lambda n: is_carried(costs, n, rate_hz, gate_ms, phases))
+
+    by_phases = {phases: most(phases) for phases in PHASES}
+    phases = min(PHASES, key=by_phases.__getitem__)
+    cameras = by_phases[phases]
+    if cameras < by_load or not is_carried(costs, 1, _easy_hz(costs, rate_hz), gate_ms, phases):
+        bottleneck, frames_hz = "gate", cameras * rate_hz
+    elif costs.transport_hz < costs.computed_hz:
         bottleneck = "transport"
-    elif _cameras(min(free_hz, costs.transport_hz), rate_hz) > cameras:
-        bottleneck = "gate"
     else:
-        bottleneck = "engine" if costs.engine_s(batch) >= costs.host_s / costs.cores else "host CPU"
-    return Capacity(cameras, bottleneck, batch, frames_hz)
+        is_engine = costs.engine_s(costs.batch) >= costs.host_s / costs.cores
+        bottleneck = "engine" if is_engine else "host CPU"
+    return Capacity(cameras, bottleneck, phases, by_phases, by_load, frames_hz)
+
+
+def _easy_hz(costs: Costs, rate_hz: float) -> float:
+    """A rate at which one camera leaves the machine its reserve."""
+    return min(rate_hz, LOAD * costs.full_hz)
+
+
+def _most(limit: int, is_carried: Callable[[int], bool]) -> int:
+    """The largest number up to ``limit`` that is carried, by halving."""
+    if limit and is_carried(limit):
+        return limit
+    carried, refused = 0, limit
+    while refused - carried > 1:
+        middle = (carried + refused) // 2
+        if is_carried(middle):
+            carried = middle
+        else:
+            refused = middle
+    return carried
 
 
 def bench_capacity(
@@ -113,14 +119,16 @@ def bench_capacity(
     costs = Costs(
         calls_s=calls_s,
         depth=depth.calls,
-        deepest=len(bundle.manifest.plans[deepest_plan(bundle)].levels),
+        spread=(*depth.spread[:-1], len(bundle.manifest.plans[deepest_plan(bundle)].levels)),
+        finishes=depth.finishes,
         host_s=around_engine_s(bundle, frames),
         cores=machine["cores"],
-        transport_hz=_transport_hz(),
+        transport_hz=_transport_hz(bundle.manifest.image_size),
     )
     found = capacity_of(costs, rate_hz, gate_ms)
     facts = {
         "answer": found.sentence(rate_hz, gate_ms),
+        "cameras": found.told(),
         "bundle": bundle.bundle_id,
         "depth": f"{depth.calls:.2f} calls: {depth.told}",
         "call_ms": [
@@ -137,24 +145,23 @@ def results_of(found: Capacity, costs: Costs, rate_hz: float, gate_ms: float) ->
     asked = f"{rate_hz:g} Hz and a gate of {gate_ms:g} ms each"
     single = f"one camera at {rate_hz:g} Hz"
     by_itself_hz = {
-        "engine": 1 / costs.engine_s(found.batch),
+        "engine": 1 / costs.engine_s(costs.batch),
         "host_cpu": costs.cores / costs.host_s,
         "transport": costs.transport_hz,
     }
-    slowest_ms = 1e3 * costs.slowest_s(found.batch)
-    gate = f"the gate, in batches of {found.batch}"
+    if found.cameras:
+        slowest = slowest_ms(costs, found.cameras, rate_hz, gate_ms, found.phases)
+    else:
+        slowest = slowest_ms(costs, 1, _easy_hz(costs, rate_hz), UNHURRIED_MS, found.phases)
+    gate = f"the gate, {max(1, found.cameras)} {found.phases}"
     return (
         Result("capacity.cameras", found.cameras, "cameras", asked, found.frames_hz / rate_hz),
         *(
             Result(f"capacity.{resource}", hz, "frames/s", single, hz / rate_hz)
             for resource, hz in by_itself_hz.items()
         ),
-        Result("capacity.slowest", slowest_ms, "ms", gate, gate_ms / slowest_ms),
+        Result("capacity.slowest", slowest, "ms", gate, gate_ms / slowest),
     )
-
-
-def _cameras(frames_hz: float, rate_hz: float) -> int:
-    return math.floor(LOAD * frames_hz / rate_hz + 1e-9)
 
 
 def _engine_costs(bundle: Bundle, data: Path | None) -> tuple[dict[int, Seconds], Depth]:
@@ -172,6 +179,9 @@ def _engine_costs(bundle: Bundle, data: Path | None) -> tuple[dict[int, Seconds]
         return calls_s, measured_depth(bundle, backend, data)
 
 
-def _transport_hz() -> float:
-    report = bench_transport(TRANSPORT_FRAMES, TRANSPORT_ROUNDS)
-    return next(one.value for one in report.results if one.unit == "frames/s")
+def _transport_hz(size: tuple[int, int]) -> float:
+    """Frames of this size per second, through the stream: that is how a line's travel by itself."""
+    side = math.ceil(math.sqrt(math.prod(size)))  # a square of as many bytes
+    report = bench_transport(TRANSPORT_FRAMES, TRANSPORT_ROUNDS, side=side)
+    name = f"transport.inline_{side * side * 3 // 1000}kB"
+    return next(one.value for one in report.results if one.name == name)
