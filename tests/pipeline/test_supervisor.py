@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -20,7 +21,7 @@ from engines.contracts import ExitCode
 from engines.images import read_image
 from pipeline import crew
 from pipeline.config import load_line
-from pipeline.shared import shared_paths
+from pipeline.shared import FRAMES, FrameRing, FrameRings, shared_path, shared_paths
 from pipeline.supervisor import run_line
 from tests.tiny_line import shared_bundle, write_line, write_parts
 
@@ -78,6 +79,23 @@ def test_a_line_in_shared_memory_leaves_none_behind(tmp_path: Path, grey_bundle:
         part = tmp_path / "parts" / f"{number:04d}.png"
         assert (read_image(original) == read_image(part)).all()
     assert not shared_paths(tmp_path / "run")
+
+
+def test_a_line_that_ends_leaves_the_memory_of_a_living_camera(
+    tmp_path: Path, grey_bundle: Path
+) -> None:
+    """A ring that another process holds is there after ``run``, and its image too."""
+    write_parts(tmp_path / "parts", 3)
+    path = write_line(tmp_path, grey_bundle)
+    line = load_line(path)
+    with FrameRing(shared_path(line.run_dir, "left", FRAMES), 2, 12) as ring:
+        ring.release_all_but([])
+        place = ring.put("left/1-1", np.full((2, 2, 3), 7, np.uint8))
+        assert place is not None
+        assert run_line(line, threading.Event(), path)["left"].residual == 0
+        image = FrameRings(line.run_dir, ["left"]).fetch("left/1-1", place, (2, 2))
+        assert (image == 7).all()
+    assert not shared_paths(line.run_dir)
 
 
 def supervised(path: Path) -> subprocess.Popen[str]:
