@@ -155,7 +155,7 @@ def test_frames_that_are_looked_at_pay_for_every_look() -> None:
 def test_looks_on_the_way_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A frame that is looked at before every step, and never leaves, finishes so often more."""
     monkeypatch.setattr("pipeline.bench.depth.DRAWN", 1)
-    monkeypatch.setattr(ExitRule, "asks", lambda *_: True)
+    monkeypatch.setattr(ExitRule, "asks", lambda rule, *_: rule.looks)
     monkeypatch.setattr(ExitRule, "decides", lambda *_: False)
     bundle = open_bundle(DEMO)
     with open_backend(bundle, "openvino", "f32", capacity=8) as backend:
