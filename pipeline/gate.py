@@ -24,6 +24,8 @@ from pipeline.telemetry import facts
 from pipeline.wire import FrameHead, undecided
 
 PERIOD_MS = 5.0
+REST_MS = 25.0  # between looks while no open frame is near its gate
+REST_SHARE = 0.1  # of the shortest gate: no frame is admitted with so little time left
 BACK_OFF_S = 0.2
 LATE_AT_FIRST_MS = 50.0  # what is assumed before anything has been measured
 LATE_MAX_MS = 1000.0  # a machine that sleeps longer than this is beyond what a margin can mend
@@ -66,6 +68,8 @@ class GateKeeper:
         self._cameras = tuple(cameras)
         self._margin_ms = margin_ms
         self._late_max_ms = {name: gate_ms / 2 for name, gate_ms in (gates_ms or {}).items()}
+        self._rest_ms = min(REST_MS, REST_SHARE * min((gates_ms or {}).values(), default=0.0))
+        self._is_near = False  # some open frame is due before a rest would end
         self.lateness = Lateness()
 
     def run(self, stop: threading.Event) -> None:
@@ -80,9 +84,14 @@ class GateKeeper:
             except StreamLost:
                 looked_s, wait_s = time.monotonic() + BACK_OFF_S, BACK_OFF_S
                 continue
-            self.lateness.note((time.monotonic() - looked_s) * 1000 - PERIOD_MS)
+            self.lateness.note((time.monotonic() - looked_s - wait_s) * 1000)
             facts.gauge("gate_lateness_ms", self.lateness.ms)
-            looked_s, wait_s = began_s, PERIOD_MS / 1000
+            looked_s, wait_s = began_s, self.pause_ms / 1000
+
+    @property
+    def pause_ms(self) -> float:
+        """Until the next look: a rest where nothing is near, so that an idle line costs little."""
+        return PERIOD_MS if self._is_near else max(PERIOD_MS, self._rest_ms)
 
     def tick(self, now_ns: int | None = None) -> list[Verdict]:
         """Answer what would be late by the end of the next tick; the verdicts that were given.
@@ -91,6 +100,7 @@ class GateKeeper:
         taken off the gate too.
         """
         given: list[Verdict] = []
+        self._is_near = False
         while heads := list(self._expiring(now_ns)):  # one look is bounded: look until none is left
             decided_ns = self._stream.now_ns() if now_ns is None else now_ns
             given += self._stream.answer_all_open(
@@ -104,7 +114,10 @@ class GateKeeper:
         late_ms = self.lateness.ms
         for camera in self._cameras:
             ahead_ms = sure_ms + min(late_ms, self._late_max_ms.get(camera, late_ms))
-            yield from self._stream.expiring(camera, now + int(ahead_ms * 1e6))
+            due_ns = now + int(ahead_ms * 1e6)
+            yield from self._stream.expiring(camera, due_ns)
+            rested_ns = due_ns + int(self._rest_ms * 1e6)
+            self._is_near |= bool(self._stream.expiring(camera, rested_ns, count=1))
 
 
 def _hurry() -> None:

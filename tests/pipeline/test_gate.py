@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engines.contracts import Decision, Reason, Verdict
-from pipeline.gate import LATE_AT_FIRST_MS, PERIOD_MS, GateKeeper, Lateness
+from pipeline.gate import LATE_AT_FIRST_MS, PERIOD_MS, REST_MS, GateKeeper, Lateness
 from pipeline.server import embedded_server
 from pipeline.stream import Ledger, Stream, open_stream
 from pipeline.wire import FrameEntry, undecided
@@ -104,6 +104,27 @@ def test_lateness_is_its_peak_and_is_forgotten(monkeypatch: pytest.MonkeyPatch) 
     now_s += 600.0
     lateness.note(3.0)
     assert lateness.ms == 3.0
+
+
+def test_it_rests_while_nothing_is_near(stream: Stream) -> None:
+    """Looks are rare on an idle line, frequent while an open frame is due within a rest."""
+    keeper = GateKeeper(stream, ["cam"], MARGIN_MS, {"cam": 500.0})
+    keeper.lateness.note(0.0)
+    admit(stream, "cam/1-1", 10_000 * MS)
+    pauses = []
+    for now_ms in (1_000, 9_000, 9_925):
+        assert keeper.tick(now_ms * MS) == []
+        pauses.append(keeper.pause_ms)
+    assert pauses == [REST_MS, REST_MS, PERIOD_MS]
+    assert len(keeper.tick(9_990 * MS)) == 1
+
+
+def test_a_near_gate_allows_no_long_rest(stream: Stream) -> None:
+    """A rest is a tenth of the shortest gate at most, and never shorter than the period."""
+    gates = {"cam": 100.0, "far": 10_000.0}
+    keeper = GateKeeper(stream, ["cam", "far"], MARGIN_MS, gates)
+    keeper.tick(0)
+    assert keeper.pause_ms == pytest.approx(10.0)
 
 
 def test_it_is_early_by_its_lateness_and_by_half_the_gate_at_most(stream: Stream) -> None:
