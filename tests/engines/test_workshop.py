@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from engines import parity, workshop
 from engines.backend import open_backend
 from engines.bundle import WEIGHTS, open_bundle
+from engines.calibration_fit import Wanted
 from engines.contracts import BadData, Decision, ExitCode, ParityError
 from engines.dataset import good_items, load_model_input
 from engines.descent import CHECKPOINT, LOSSES
@@ -32,7 +33,7 @@ from pipeline.simulator import write_dataset
 torch.set_num_threads(1)
 # One real export, which takes half a minute on a busy core.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-calibrate = partial(calibrate_bundle, backend="openvino", max_false_reject=0.15, confidence=0.8)
+calibrate = partial(calibrate_bundle, backend="openvino", wanted=Wanted(0.15, 0.8))
 CATEGORIES = ("board", "disc")
 SETTINGS = TrainSettings(
     size="nano",
