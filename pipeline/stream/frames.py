@@ -202,7 +202,7 @@ class Stream(Verdicts):
         It is ours while the entry is pending for this consumer with this delivery count and open.
         """
         pictures = {"mask_png": mask_png, "picture_png": picture_png, "map_png": map_png}
-        return self._answer(verdict, consumer, delivery, pictures=pictures)
+        return self._answer(self._answer_call(verdict, consumer, delivery, pictures=pictures))
 
     def answer_all(
         self, consumer: str, answers: Iterable[tuple[Delivery, Verdict, Mapping[str, bytes]]]
@@ -216,7 +216,8 @@ class Stream(Verdicts):
 
     def quarantine(self, delivery: Delivery, consumer: str, verdict: Verdict) -> bool:
         """Answer, and set the entry aside for people; the last few are kept, cut to size."""
-        return self._answer(verdict, consumer, delivery, evidence=_cut(delivery))
+        evidence = _cut(delivery)
+        return self._answer(self._answer_call(verdict, consumer, delivery, evidence=evidence))
 
     def backlog(self, camera: str) -> int:
         """Frames waiting or in work; finished ones are gone from the stream."""
@@ -238,7 +239,7 @@ class Stream(Verdicts):
 
     def answer_open(self, verdict: Verdict) -> bool:
         """Answer a frame whoever works on it; False if it has its verdict already."""
-        return self._answer(verdict)
+        return self._answer(self._answer_call(verdict))
 
     def answer_all_open(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
         """``answer_open`` for many frames in one round trip; those that had no verdict yet."""
@@ -247,16 +248,7 @@ class Stream(Verdicts):
 
     # -- the one answer ----------------------------------------------------------------------
 
-    def _answer(
-        self,
-        verdict: Verdict,
-        consumer: str = "",
-        delivery: Delivery | None = None,
-        *,
-        pictures: Mapping[str, bytes] | None = None,
-        evidence: Mapping[bytes, bytes] | None = None,
-    ) -> bool:
-        call = self._answer_call(verdict, consumer, delivery, pictures=pictures, evidence=evidence)
+    def _answer(self, call: Call) -> bool:
         return bool(self._run("answer", call.keys, *call.arguments))
 
     def _answer_call(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipeline.server import embedded_server
 from pipeline.stream import Ledger, Stream, open_stream
 from pipeline.stream.link import Packer
 from pipeline.wire import FrameEntry
+from tests.pipeline.relaying import Relay
 
 SECRET = "geheim-17"  # noqa: S105 - of a user that lives as long as its test
 
@@ -138,40 +138,23 @@ def stop_server(folder: Path) -> None:
                 return
 
 
-class LossyLine:
-    """A unix socket in front of a server that swallows the first reply to ``command``."""
+class LossyLine(Relay):
+    """Swallows the first reply to ``command``."""
 
     def __init__(self, folder: Path, server: str, command: bytes) -> None:
-        self.url = f"unix://{folder}/lossy.sock"
+        super().__init__(folder, server)
         self.lost = 0
-        self._server, self._command = server.removeprefix("unix://"), command
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self.url.removeprefix("unix://"))
-        self._listener.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._command = command
 
-    def close(self) -> None:
-        """Take no more connections."""
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._relay, args=(client,), daemon=True).start()
-
-    def _relay(self, client: socket.socket) -> None:
-        with client, socket.socket(socket.AF_UNIX) as server:
-            server.connect(self._server)
-            while request := client.recv(1 << 20):
-                server.sendall(request)
-                reply = server.recv(1 << 20)
-                if self._command in request and not self.lost:
-                    self.lost += 1
-                    return  # the server has done it, the client will never know
-                client.sendall(reply)
+    def carry(self, client: socket.socket, server: socket.socket) -> None:
+        """One request and its reply after the other."""
+        while request := client.recv(1 << 20):
+            server.sendall(request)
+            reply = server.recv(1 << 20)
+            if self._command in request and not self.lost:
+                self.lost += 1
+                return  # the server has done it, the client will never know
+            client.sendall(reply)
 
 
 @pytest.mark.parametrize("command", [b"XADD", b"EVALSHA"])

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from pipeline.stream import Stream, open_stream
 from pipeline.telemetry import facts
 from pipeline.wire import FrameEntry, undecided
 from pipeline.writing import TOGETHER, VerdictWriter
+from tests.pipeline.relaying import Relay
 from tests.tiny_line import CATEGORY, SIZE, good_part, shared_bundle
 
 KEY = "openvino:f32"
@@ -145,49 +146,31 @@ def test_answers_of_one_turn_share_a_round_trip(  # noqa: PLR0917 - fixtures
     assert (ledger.passed, ledger.failed, ledger.residual) == (len(scores) - failed, failed, 0)
 
 
-class CutLine:
-    """A unix socket before a server that breaks in the middle of the first batch of answers."""
+class CutLine(Relay):
+    """Breaks in the middle of the first batch of answers after it is armed."""
 
     def __init__(self, folder: Path, server: str) -> None:
-        self.url = f"unix://{folder}/cut.sock"
+        super().__init__(folder, server)
         self.is_armed = threading.Event()
-        self._server = server.removeprefix("unix://")
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self.url.removeprefix("unix://"))
-        self._listener.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
 
-    def close(self) -> None:
-        """Take no more connections."""
-        self._listener.close()
-
-    def _accept(self) -> None:
+    def carry(self, client: socket.socket, server: socket.socket) -> None:
+        """Until it breaks."""
         while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
+            ready, _, _ = select.select([client, server], [], [])
+            if server in ready:
+                if not (reply := server.recv(1 << 20)):
+                    return
+                client.sendall(reply)
+            if client not in ready:
+                continue
+            if not (request := client.recv(1 << 20)):
                 return
-            threading.Thread(target=self._relay, args=(client,), daemon=True).start()
-
-    def _relay(self, client: socket.socket) -> None:
-        with client, socket.socket(socket.AF_UNIX) as server, suppress(OSError):
-            server.connect(self._server)
-            while True:
-                ready, _, _ = select.select([client, server], [], [])
-                if server in ready:
-                    if not (reply := server.recv(1 << 20)):
-                        return
-                    client.sendall(reply)
-                if client not in ready:
-                    continue
-                if not (request := client.recv(1 << 20)):
-                    return
-                if self.is_armed.is_set() and request.count(b"EVALSHA") > 1:
-                    self.is_armed.clear()
-                    server.sendall(request[: len(request) // 2])
-                    server.recv(1 << 20)  # some are answered, and nobody learns of it
-                    return
-                server.sendall(request)
+            if self.is_armed.is_set() and request.count(b"EVALSHA") > 1:
+                self.is_armed.clear()
+                server.sendall(request[: len(request) // 2])
+                server.recv(1 << 20)  # some are answered, and nobody learns of it
+                return
+            server.sendall(request)
 
 
 def stale() -> float:
