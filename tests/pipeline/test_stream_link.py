@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import time
@@ -147,14 +148,29 @@ class LossyLine(Relay):
         self._command = command
 
     def carry(self, client: socket.socket, server: socket.socket) -> None:
-        """One request and its reply after the other."""
-        while request := client.recv(1 << 20):
-            server.sendall(request)
-            reply = server.recv(1 << 20)
-            if self._command in request and not self.lost:
-                self.lost += 1
-                return  # the server has done it, the client will never know
-            client.sendall(reply)
+        """Whatever comes, from either side; a request may come in pieces."""
+        while True:
+            ready, _, _ = select.select([client, server], [], [])
+            if client in ready:
+                if not (request := client.recv(1 << 20)):
+                    return
+                server.sendall(request)
+                if self._command in request and not self.lost:
+                    self.lost += 1
+                    self._swallow(client, server)
+                    return  # the server has done it, the client will never know
+            if server in ready:
+                if not (reply := server.recv(1 << 20)):
+                    return
+                client.sendall(reply)
+
+    def _swallow(self, client: socket.socket, server: socket.socket) -> None:
+        """Let the rest of the request through, and no reply, until both are still."""
+        while ready := select.select([client, server], [], [], 0.1)[0]:
+            if client in ready:
+                server.sendall(client.recv(1 << 20))
+            if server in ready:
+                server.recv(1 << 20)
 
 
 @pytest.mark.parametrize("command", [b"XADD", b"EVALSHA"])
