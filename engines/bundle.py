@@ -146,7 +146,7 @@ def seal(folder: Path, fields: dict[str, Any]) -> Bundle:
         if p.is_file() and p.name not in {MANIFEST, CALIBRATION}
     }
     manifest = Manifest(files=files, **fields)
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", "utf-8")
     return open_bundle(folder)
 
 

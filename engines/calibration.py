@@ -178,7 +178,7 @@ class Calibration(BaseModel):
 
     def save(self, path: Path) -> None:
         """Write it as JSON for people and programs."""
-        path.write_text(self.model_dump_json(indent=1) + "\n")
+        path.write_text(self.model_dump_json(indent=1) + "\n", "utf-8")
 
 
 def load_calibration(path: Path) -> Calibration:

@@ -240,7 +240,7 @@ class LossJournal:
 
     def __init__(self, path: Path, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = path.read_text().splitlines()[1:] if step and path.exists() else []
+        rows = path.read_text("utf-8").splitlines()[1:] if step and path.exists() else []
         kept = [row for row in rows if int(row.split(",")[0]) <= step]
         path.write_text("\n".join([LOSS_COLUMNS, *kept]) + "\n")
         self.path = path

@@ -84,7 +84,7 @@ def save_frames(frames: ParitySet, folder: Path) -> None:
     for number, (image, near) in enumerate(zip(frames.images, frames.near, strict=True)):
         content = _jpeg(image, NEAR_QUALITY if near else QUALITY)
         (target / f"{number:03d}.jpg").write_bytes(content)
-    (target / "categories.json").write_text(json.dumps(frames.categories))
+    (target / "categories.json").write_text(json.dumps(frames.categories), "utf-8")
 
 
 def has_frames(bundle: Bundle) -> bool:
@@ -98,7 +98,7 @@ def load_frames(bundle: Bundle) -> ParitySet:
     if not names:
         raise BadBundle(f"bundle {bundle.folder} has no parity set; train it again")
     images = [decode_image(bundle.path(name).read_bytes(), name) for name in names]
-    categories = json.loads(bundle.path(f"{FOLDER}/categories.json").read_text())
+    categories = json.loads(bundle.path(f"{FOLDER}/categories.json").read_text("utf-8"))
     return ParitySet(np.stack(images), tuple(map(str, categories)))
 
 

@@ -60,7 +60,7 @@ def run_demo(
 
 def write_line(frames: int, seed: int, *, dashboard: bool, folder: Path) -> Path:
     """The demo line's YAML with this run's frames and seed, in the run's folder."""
-    content = yaml.safe_load((CONFIGS / "line.demo.yaml").read_text())
+    content = yaml.safe_load((CONFIGS / "line.demo.yaml").read_text("utf-8"))
     cameras = content["cameras"]
     if frames < len(cameras):
         raise BadConfig(f"the demo has {len(cameras)} cameras; give at least {len(cameras)} frames")

@@ -80,7 +80,7 @@ def modules(room: str) -> dict[str, ast.Module]:
     for path in sorted((ROOT / room).rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found[name] = ast.parse(path.read_text())
+        found[name] = ast.parse(path.read_text("utf-8"))
     return found
 
 

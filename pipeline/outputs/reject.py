@@ -92,7 +92,7 @@ class FileReject:
             "recent": list(self._recent),
         }
         try:
-            self._fresh.write_text(json.dumps(signal))
+            self._fresh.write_text(json.dumps(signal), "utf-8")
             self._fresh.replace(self._path)
             self._broken = False
         except OSError as error:  # the file grows stale, and stale means reject
@@ -108,7 +108,7 @@ class FileReject:
         except OSError as error:
             raise BadConfig(f"the reject signal has no place at {self._path}: {error}") from error
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            last = json.loads(self._path.read_text())
+            last = json.loads(self._path.read_text("utf-8"))
             self._recent.extend(known for known in last["recent"] if "frame_id" in known)
             return int(last["sequence"])
         return 0
