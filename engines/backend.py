@@ -23,13 +23,15 @@ from engines.contracts import (
     Progress,
     Rows,
 )
+from engines.images import image_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
     from engines.bundle import Bundle, GraphName
+    from engines.contracts import UInt8
 
 BUCKETS = (1, 2, 4, 8, 16)
 START_INPUTS = ("image", "category", "seed", "plan")
@@ -164,6 +166,16 @@ def last_line(error: Exception) -> str:
 def output_name(graph: GraphName, output: str) -> str:
     """Name of an output in an ONNX file: a state tensor that comes out is the next one."""
     return output if graph == "finish" else f"next_{output}"
+
+
+def start_inputs(images: Sequence[UInt8], categories: Sequence[int], plans: Sequence[int]) -> Rows:
+    """Rows for a start graph: images [h, w, 3] with their category ids and the plans asked for."""
+    return Rows(
+        image=np.stack(images),
+        category=np.array(categories, np.int64),
+        seed=np.array([image_seed(image) for image in images], np.int64),
+        plan=np.array(plans, np.int32),
+    )
 
 
 def columns(rows: Rows) -> dict[str, AnyArray]:

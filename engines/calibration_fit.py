@@ -17,7 +17,7 @@ from engines.anomalies import unlearned
 from engines.bounds import error_bound
 from engines.calibration import Calibration, Entry, Promise
 from engines.contracts import BadData, UInt8
-from engines.exits import Fitted, Walks, fit_exits
+from engines.exits import Fitted, Walks, fit_exits, leaves_at
 from engines.tail import GOOD_MIN, Tail
 from engines.trajectories import Walked, plans_chosen, scores_along
 
@@ -85,41 +85,44 @@ def fit_entry(walks: Mapping[int, Walked], taken: Sequence[int], wanted: Wanted)
     )
     if wanted.max_changed is None:
         return entry
-    fitted = _exits(entry, walks, wanted.max_changed, wanted.confidence)
-    with_exits = entry.model_copy(
+    seen = {plan: _surprises(entry, plan, walk) for plan, walk in walks.items()}
+    fitted = _exits(seen, threshold, wanted.max_changed, wanted.confidence)
+    failing = sum(
+        _fails(seen[taken[row]], row, fitted.get(taken[row]), threshold)
+        for row in np.flatnonzero(good).tolist()
+    )
+    if failing > allowed:
+        return entry  # with these exits the promise would not hold
+    return entry.model_copy(
         update={
             "exits": {plan: found.exits for plan, found in fitted.items()},
             "exit_evidence": {plan: found.promise for plan, found in fitted.items()},
         }
     )
-    failing = sum(
-        _fails(with_exits, walks[plan], row) for row, plan in enumerate(taken) if good[row]
-    )
-    return with_exits if failing <= allowed else entry  # the promise holds with exits too
+
+
+def _surprises(entry: Entry, plan: int, walk: Walked) -> Walks:
+    """The scores of frames along a plan as surprise among good parts that stopped there."""
+    columns = [tail.surprise_of(walk.at(made)) for made, tail in entry.cut_tails[plan].items()]
+    surprise = np.stack([*columns, entry.tails[plan].surprise_of(walk.final)], axis=1)
+    return Walks((*walk.cut_points, walk.steps), surprise, walk.is_good)
 
 
 def _exits(
-    entry: Entry, walks: Mapping[int, Walked], changed_max: float, confidence: float
+    seen: Mapping[int, Walks], threshold: float, changed_max: float, confidence: float
 ) -> dict[int, Fitted]:
     """Exits of every plan that has some."""
-    found = {}
-    for plan, walk in walks.items():
-        columns = [tail.surprise_of(walk.at(n)) for n, tail in entry.cut_tails[plan].items()]
-        surprise = np.stack([*columns, entry.tails[plan].surprise_of(walk.final)], axis=1)
-        seen = Walks((*walk.cut_points, walk.steps), surprise, walk.is_good)
-        fitted = fit_exits(seen, entry.threshold, changed_max=changed_max, confidence=confidence)
-        if fitted is not None:
-            found[plan] = fitted
-    return found
+    found = {
+        plan: fit_exits(walk, threshold, changed_max=changed_max, confidence=confidence)
+        for plan, walk in seen.items()
+    }
+    return {plan: fitted for plan, fitted in found.items() if fitted is not None}
 
 
-def _fails(entry: Entry, walk: Walked, row: int) -> bool:
+def _fails(walk: Walks, row: int, fitted: Fitted | None, threshold: float) -> bool:
     """Whether a frame fails where it leaves its plan."""
-    for made, limits in entry.exits.get(walk.plan, {}).items():
-        surprise = entry.cut_tails[walk.plan][made].surprise(float(walk.at(made)[row]))
-        if limits.decides(surprise):
-            return surprise > entry.threshold
-    return entry.tails[walk.plan].surprise(float(walk.final[row])) > entry.threshold
+    at = walk.surprise[row]
+    return bool(at[leaves_at(walk.steps, at, fitted.exits if fitted else {})] > threshold)
 
 
 def fit_calibration(
@@ -225,4 +228,4 @@ def _walked(
             f"gave no evidence at plan {plan}; train the bundle again or remove those images"
         )
     held = bundle.manifest
-    return Walked(plan, scores, np.arange(len(scores)) < len(good), held.steps_min, held.steps_unit)
+    return Walked(scores, np.arange(len(scores)) < len(good), held.steps_min, held.steps_unit)

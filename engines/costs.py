@@ -88,10 +88,6 @@ class CostTable:
             self._sizes[graph, at_hand] = known
         return known
 
-    def as_ms(self) -> dict[str, float]:
-        """Mean milliseconds by "<graph>.<bucket>", for people and reports."""
-        return {f"{graph}.{size}": ns / 1e6 for (graph, size), ns in sorted(self._means.items())}
-
 
 def measure_costs(
     backend: BatchedBackend, clock: Callable[[], int], batch_max: int = BUCKETS[-1]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from engines.backend import start_inputs
 from engines.contracts import (
     ADAPTIVE,
     EngineFault,
@@ -23,10 +24,8 @@ from engines.contracts import (
     Finding,
     Progress,
     Reason,
-    Rows,
     UInt8,
 )
-from engines.images import image_seed
 from engines.jobs import Job
 from engines.scheduler import Policy, Scheduler
 
@@ -132,7 +131,12 @@ class Inspector:
         return findings
 
     def _start(self, jobs: Sequence[Job]) -> Progress:
-        rows = _rows(jobs, [self._parts[job.slot] for job in jobs])
+        parts = [self._parts[job.slot] for job in jobs]
+        rows = start_inputs(
+            [part.image for part in parts],
+            [part.category_id for part in parts],
+            [job.request for job in jobs],
+        )
         slots = [job.slot for job in jobs]
         progress = self._timed("start", slots, lambda: self._backend.start(rows, slots))
         for slot in slots:
@@ -233,15 +237,6 @@ def _job(part: Part, slot: int, now_ns: int) -> Job:
         camera=part.camera,
         asked=part.plan,
         arrived_ns=now_ns,
-    )
-
-
-def _rows(jobs: Sequence[Job], parts: Sequence[Part]) -> Rows:
-    return Rows(
-        image=np.stack([part.image for part in parts]),
-        category=np.array([part.category_id for part in parts], np.int64),
-        seed=np.array([image_seed(part.image) for part in parts], np.int64),
-        plan=np.array([job.request for job in jobs], np.int32),
     )
 
 

@@ -185,7 +185,8 @@ class Scheduler:
             most //= 2
 
     def _is_late(self, job: Job, prices: Prices, owed: int, now_ns: float) -> bool:
-        needed_ns = self._outlook.least_ns(job, prices, owed, self._cut_in(job))
+        cut_in = self._cut_in(job) if job.is_running else math.inf
+        needed_ns = self._outlook.least_ns(job, prices, owed, cut_in)
         return now_ns + needed_ns > job.due_ns
 
     def _doubt_what_refuses(self, prices: Prices, now_ns: float) -> None:

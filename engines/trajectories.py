@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.backend import BUCKETS
+from engines.backend import BUCKETS, start_inputs
 from engines.contracts import ADAPTIVE, Float32, Int32, Rows
-from engines.images import image_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 class Walked:
     """Frames along one plan, and where they might have stopped."""
 
-    plan: int
     scores: Float32  # [N, steps + 1] after 0, 1, ... calls; NaN where there is no evidence yet
     is_good: NDArray[np.bool_]  # [N]: no synthetic anomaly
     steps_min: int = 0
@@ -87,10 +85,4 @@ def _batches(backend: Backend, images: Sequence[UInt8]) -> Iterator[Sequence[UIn
 
 
 def _rows(images: Sequence[UInt8], category: int, plan: int) -> Rows:
-    count = len(images)
-    return Rows(
-        image=np.stack(images),
-        category=np.full(count, category, np.int64),
-        seed=np.array([image_seed(image) for image in images], np.int64),
-        plan=np.full(count, plan, np.int32),
-    )
+    return start_inputs(images, [category] * len(images), [plan] * len(images))

@@ -87,19 +87,23 @@ def inspect(frames: FrameReader, inspector: Inspector, verdicts: VerdictWriter) 
         frames.beat()
 
 
-def scheduler_of(
-    settings: WorkerSettings, bundle: Bundle, backend_key: str, costs: CostTable
-) -> Scheduler:
-    """The policy of a line's settings over what the bundle can do on this backend."""
-    policy = Policy(
+def policy_of(settings: WorkerSettings) -> Policy:
+    """What a line's settings say of its time."""
+    return Policy(
         batch_max=settings.batch_max,
         margin_ns=settings.margin_ms * 1_000_000,
         fill_ns=settings.fill_ms * 1_000_000,
     )
+
+
+def scheduler_of(
+    settings: WorkerSettings, bundle: Bundle, backend_key: str, costs: CostTable
+) -> Scheduler:
+    """The policy of a line's settings over what the bundle can do on this backend."""
     if settings.plan >= len(bundle.manifest.plans):
         raise BadConfig(f"worker.plan is {settings.plan}, which {bundle.folder} lacks")
     exits = calibrated(bundle).exit_rule(backend_key, looks=settings.early_exit)
-    return Scheduler(policy, costs, Depths.of(bundle.manifest), exits)
+    return Scheduler(policy_of(settings), costs, Depths.of(bundle.manifest), exits)
 
 
 def _judge(settings: LineSettings, bundle: Bundle, backend_key: str) -> Judge:

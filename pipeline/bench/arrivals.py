@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engines.backend_stub import COSTS, WATERMARKS, TimedStub, VirtualClock, watermarked
+from engines.backend_stub import WATERMARKS, TimedStub, VirtualClock, watermarked
 from engines.costs import measure_costs
 from engines.depths import Depths
 from engines.inspector import Inspector, Part
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from engines.backend_stub import CallCost
     from engines.bundle import GraphName
     from engines.contracts import Finding, Reason
 
@@ -79,13 +78,10 @@ class StubLine:
 def stub_line(
     clock: VirtualClock | RealClock,
     policy: Policy,
-    *,
-    slots: int = SLOTS,
-    costs: Mapping[GraphName, CallCost] = COSTS,
     steps: Sequence[int] = STEPS,
 ) -> StubLine:
     """A line whose calls take what a stub's take."""
-    backend = TimedStub(slots, clock.spend, costs=costs, steps=steps)
+    backend = TimedStub(SLOTS, clock.spend, steps=steps)
     return line_over(backend, clock, policy, Depths(tuple(steps), min(steps), 1))
 
 

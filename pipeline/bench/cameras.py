@@ -7,15 +7,15 @@ Frames go as deep as they ask to: with more cameras depth would fall before a fr
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from engines.backend_stub import VirtualClock
-from engines.scheduler import Policy
 from pipeline.bench.arrivals import NS, TableStub, exposures, feed, line_over
 from pipeline.config import WorkerSettings
+from pipeline.worker import policy_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -97,14 +97,10 @@ def _answers(
         rng = np.random.default_rng(seed)
         offsets = rng.uniform(size=cameras) if phases == "at random phases" else np.zeros(cameras)
         clock = VirtualClock()
-        line = line_over(_stub(costs, clock), clock, _policy(costs))
+        policy = replace(policy_of(WorkerSettings()), batch_max=max(costs.calls_s))
+        line = line_over(_stub(costs, clock), clock, policy)
         due = exposures(offsets, rate_hz, periods, line.clock())
         yield from feed(line, due, gate_ms - 1e3 * costs.host_s)
-
-
-def _policy(costs: Costs) -> Policy:
-    chosen = WorkerSettings()
-    return Policy(max(costs.calls_s), chosen.margin_ms * 1_000_000, chosen.fill_ms * 1_000_000)
 
 
 def _stub(costs: Costs, clock: VirtualClock) -> TableStub:

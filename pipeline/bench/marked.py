@@ -159,7 +159,7 @@ def bundle_of(steps: Sequence[int]) -> Bundle:
 def _judge(bundle: Bundle, key: str) -> Judge:
     """Lets every part pass: no pictures are drawn."""
     count = 60
-    walk = Walked(0, np.linspace(0, 1, count, dtype=np.float32)[:, None], np.ones(count, np.bool_))
+    walk = Walked(np.linspace(0, 1, count, dtype=np.float32)[:, None], np.ones(count, np.bool_))
     entry = fit_entry(dict.fromkeys(range(len(STEPS)), walk), [0] * count, Wanted())
     entry = entry.model_copy(update={"threshold": 1e12})
     calibration = Calibration(bundle_id=bundle.bundle_id, entries={key: {UNKNOWN: entry}})

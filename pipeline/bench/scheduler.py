@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engines.backend import start_inputs
 from engines.backend_stub import TimedStub, VirtualClock, watermarked
 from engines.contracts import ADAPTIVE, Rows
-from engines.images import image_seed
 from engines.scheduler import Policy
 from pipeline.bench.arrivals import (
     NS,
@@ -111,7 +111,7 @@ def run_to_completion(frames: int, *, shrinks: bool) -> float:
     for first in range(0, frames, BATCH):
         numbers = range(first, min(first + BATCH, frames))
         slots = list(range(len(numbers)))
-        left = stub.start(rows_of(numbers), slots).steps_left
+        left = stub.start(_marked_rows(numbers), slots).steps_left
         for made in range(int(left.max())):
             going = [slot for slot in slots if left[slot] > made]
             if not shrinks:
@@ -121,15 +121,9 @@ def run_to_completion(frames: int, *, shrinks: bool) -> float:
     return frames * NS / (clock() - began_ns)
 
 
-def rows_of(numbers: Sequence[int]) -> Rows:
-    """Watermarked frames as the stub takes them."""
-    images = [watermarked(number) for number in numbers]
-    return Rows(
-        np.stack(images),
-        np.zeros(len(images), np.int64),
-        np.array([image_seed(image) for image in images]),
-        np.full(len(images), ADAPTIVE, np.int32),
-    )
+def _marked_rows(numbers: Sequence[int]) -> Rows:
+    count = len(numbers)
+    return start_inputs(list(map(watermarked, numbers)), [0] * count, [ADAPTIVE] * count)
 
 
 def last_part() -> list[Result]:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from engines.backend import start_inputs
 from engines.backend_openvino import OpenVinoBackend
 from engines.bundle import GRAPHS, Bundle, GraphsSpec, seal
 from engines.contracts import Rows, UInt8
 from engines.graphs import export_graphs
-from engines.images import image_seed
 from engines.inspector import Part
 from tests.engines.sketch_parts import CATEGORIES, SIDE, Sketch
 from tests.engines.sketches import SKETCHES
@@ -92,11 +92,10 @@ def draw_parts(method: Sketch, count: int, seed: int) -> list[Part]:
 
 def rows_of(parts: list[Part]) -> Rows:
     """Inputs of a start graph."""
-    return Rows(
-        np.stack([part.image for part in parts]),
-        np.array([part.category_id for part in parts], np.int64),
-        np.array([image_seed(part.image) for part in parts], np.int64),
-        np.array([part.plan for part in parts], np.int32),
+    return start_inputs(
+        [part.image for part in parts],
+        [part.category_id for part in parts],
+        [part.plan for part in parts],
     )
 
 

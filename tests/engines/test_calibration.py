@@ -107,7 +107,7 @@ def finding(score: float, plan: int = 0, category: str = "disc") -> Finding:
 def entry_of(good: Sequence[float], max_false_reject: float, confidence: float) -> Entry:
     """The entry of parts that make no step."""
     scores = np.array(good)[:, None]
-    walk = Walked(0, scores, np.ones(len(good), np.bool_))
+    walk = Walked(scores, np.ones(len(good), np.bool_))
     return fit_entry({0: walk}, [0] * len(good), Wanted(max_false_reject, confidence))
 
 

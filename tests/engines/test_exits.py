@@ -120,7 +120,7 @@ def entry() -> Entry:
     rng = np.random.default_rng(4)
     final = np.concatenate([rng.uniform(0, 100, 160), rng.uniform(1000, 2000, 160)])
     scores = final[:, None] + 0.01 * np.arange(4, -1, -1)
-    walk = Walked(0, scores.astype(np.float32), np.arange(320) < 160)
+    walk = Walked(scores.astype(np.float32), np.arange(320) < 160)
     return fit_entry({0: walk}, [0] * 320, Wanted(0.1, 0.9, max_changed=0.05))
 
 

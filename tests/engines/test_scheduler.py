@@ -241,9 +241,7 @@ def test_forced_depth_is_never_limited() -> None:
     assert (finding.plan, finding.steps) == (4, 8)
 
 
-GOOD = Walked(
-    0, np.linspace(0, 1, 80, dtype=np.float32)[:, None].repeat(9, 1), np.ones(80, np.bool_)
-)
+GOOD = Walked(np.linspace(0, 1, 80, dtype=np.float32)[:, None].repeat(9, 1), np.ones(80, np.bool_))
 ENTRY = fit_entry({0: GOOD}, [0] * 80, Wanted())
 
 

@@ -24,7 +24,7 @@ SCALES = {0: (1.0, 0.0), 1: (4.0, 0.0), 2: (0.5, -9.0)}  # plan -> factor and of
 def calibration() -> Calibration:
     """Three plans that see the same; the last one's scores are all below zero."""
     is_good = np.ones(len(GOOD_SCORES), np.bool_)
-    walks = {p: Walked(p, (a * GOOD_SCORES + b)[:, None], is_good) for p, (a, b) in SCALES.items()}
+    walks = {p: Walked((a * GOOD_SCORES + b)[:, None], is_good) for p, (a, b) in SCALES.items()}
     entry = fit_entry(walks, [0] * len(GOOD_SCORES), Wanted(0.1, 0.9))
     return Calibration(bundle_id="b", entries={KEY: {"nut": entry}})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -352,16 +353,17 @@ def test_an_unreadable_head_does_not_hide_a_frame(every_stream: Stream) -> None:
     assert stream.ledger("cam") == Ledger(3, 0, 0, {"deadline": 3}, 0)
 
 
-@pytest.mark.parametrize("server", ["valkey", "redis"])
-def test_a_full_server_admits_nothing_and_still_answers(
-    server: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+@pytest.fixture(params=["valkey", "redis"])
+def small_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A server of either kind that is soon full."""
+    binary = request.getfixturevalue("debian_server") if request.param == "redis" else None
+    with embedded_server(tmp_path, maxmemory="8mb", binary=binary) as url:
+        yield url
+
+
+def test_a_full_server_admits_nothing_and_still_answers(small_url: str) -> None:
     """Out of memory, an admission fails whole, while answers and refusals go on and free memory."""
-    binary = request.getfixturevalue("debian_server") if server == "redis" else None
-    with (
-        embedded_server(tmp_path, maxmemory="8mb", binary=binary) as url,
-        open_stream(url) as stream,
-    ):
+    with open_stream(small_url) as stream:
         admit(stream, "cam/1-1")
         (delivery,) = read(stream)
         with pytest.raises(StreamLost, match="full"):
@@ -375,17 +377,9 @@ def test_a_full_server_admits_nothing_and_still_answers(
         assert stream.ledger("cam").residual == stream.ledger("cam").open == ledger.open - 1
 
 
-@pytest.mark.parametrize("server", ["valkey", "redis"])
-def test_a_full_server_takes_no_place_in_shared_memory(
-    server: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_full_server_takes_no_place_in_shared_memory(small_url: str) -> None:
     """It refuses as it refuses an image: nothing is changed, and the same frame is taken later."""
-    binary = request.getfixturevalue("debian_server") if server == "redis" else None
-    with (
-        embedded_server(tmp_path, maxmemory="8mb", binary=binary) as url,
-        open_stream(url) as stream,
-        Redis.from_url(url) as admin,
-    ):
+    with open_stream(small_url) as stream, Redis.from_url(small_url) as admin:
         assert stream.admit(an_entry("cam/1-1"), slot=b"place")
         admin.config_set("maxmemory", "1mb")
         with pytest.raises(StreamLost, match="full"):
