@@ -75,7 +75,7 @@ def _maps(method: LatentMethod, images: torch.Tensor, category: int) -> dict[str
 
 
 def _combinations(method: LatentMethod, state: State, unmoved: State) -> dict[str, torch.Tensor]:
-    """Each piece alone, the pairs, and all; "without the denoiser" leaves its walk out."""
+    """Each piece alone, the pairs, all, and what is drawn; "bank + scorer" leaves the walk out."""
     found = method.evidence(state)
     maps: dict[str, torch.Tensor] = {k: found[k] for k in PIECES if k in found}
     category = state["category"]
@@ -88,6 +88,7 @@ def _combinations(method: LatentMethod, state: State, unmoved: State) -> dict[st
             learned = method.standardised("scorer", method.scorer_map(unmoved), category)
             share = per_row(method.scorer_share, category)
             maps["bank + scorer"] = share * learned + (1 - share) * base
+            maps["outlines"] = found["outlines"]
     return maps | {"all": found["fused"]}
 
 

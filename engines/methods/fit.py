@@ -18,7 +18,7 @@ from engines.backend import SEED_MASK
 from engines.dataset import evenly
 from engines.images import image_seed
 from engines.maps import LEVEL_MIN
-from engines.methods.shares import TABLES, fit_shares
+from engines.methods.shares import TABLES, fit_shares, fit_walk_share
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,13 +79,16 @@ def fit_scales(method: LatentMethod, images: Sequence[Tensor], categories: Seque
     good, odd = [], []
     for image, category in zip(images, categories, strict=True):
         walked = walk_all(method, image, category)
-        method.fit_constants(walked, category)
-        _fit_category(method, walked, category)
-        good.append(walked)
         anomalous = torch.from_numpy(np.stack(unlearned(list(image.numpy()), category)))
+        good.append(walked)
         odd.append(walk_all(method, anomalous, category))
+        method.fit_constants(walked, category)
+        fit_walk_share(method, walked, odd[-1], category)
+        _fit_category(method, walked, category)
     _fit_unknown(method, categories)
     fit_shares(method, good, odd)
+    if method.scorer is not None:
+        _fit_outlines(method, good, categories)
 
 
 def walk_all(
@@ -117,6 +120,23 @@ def _fit_category(method: LatentMethod, states: Sequence[State], category: int) 
             method.get_buffer(f"{piece}_scale")[category] = scale
             if piece == "base":
                 method.severity_edges[category] = method.edges_of(maps.amax((1, 2)))
+
+
+def _fit_outlines(
+    method: LatentMethod, good: Sequence[Sequence[State]], categories: Sequence[int]
+) -> None:
+    """Bring what is drawn to where the fused map of good parts peaks: they share one limit."""
+    for states, category in zip(good, categories, strict=True):
+        found = [method.evidence(state) for state in states]
+        (wanted, spread), (drawn, wide) = (
+            _peaks(torch.cat([method.score_of(evidence[name]) for evidence in found]))
+            for name in ("fused", "outlines")
+        )
+        method.get_buffer("outline_scale")[category] = wide / spread
+        method.get_buffer("outline_centre")[category] = drawn - wanted * wide / spread
+    for name in ("outline_centre", "outline_scale"):
+        table = method.get_buffer(name)
+        table[-1] = table[list(categories)].median()
 
 
 def _peaks(scores: Tensor) -> tuple[float, float]:

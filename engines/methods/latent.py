@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 BASE_SHARE = 0.7  # weight of the base map where nothing has been fitted
 SCORER_SHARE = 0.5  # likewise of the learned scorer
+OUTLINE_SHARE = 0.5  # its say in what is drawn: it learned outlines, the bank where to look
 MAP_STRIDE = 4  # the emitted map is the image's grid divided by this
 WHITENED_SMOOTHING = 2.0  # sigma in cells of the emitted map: half a cell of stride 16
 SMOOTHING_PX = 4.0  # sigma of the base map's blur
@@ -79,6 +80,7 @@ class LatentMethod(Method):
     severity_edges: Tensor
     base_share: Tensor
     scorer_share: Tensor
+    walk_share: Tensor
 
     def __init__(self, configuration: Mapping[str, Any]) -> None:
         super().__init__()
@@ -87,7 +89,10 @@ class LatentMethod(Method):
         self.codec = build_codec(dict(configuration["codec"]))
         self.pretrained_prefixes = tuple(f"codec.{p}" for p in self.codec.pretrained_prefixes)
         self.categories = int(configuration["categories"])
-        self.neutral = frozenset({"base_centre", "deviation_centre", "scorer_centre"})
+        self.neutral = frozenset(
+            {f"{piece}_centre" for piece in ("base", "deviation", "scorer", "outline")}
+            | {"outline_scale", "walk_share"}
+        )
         self.is_preconditioned = bool(configuration.get("preconditioned"))
         self.denoiser = self.build_network(configuration)
         self.whitenings = nn.ModuleDict(
@@ -176,11 +181,11 @@ class LatentMethod(Method):
     def constants(self) -> dict[str, float]:
         """Tables of one number per category and what they hold before they are fitted."""
         shared = {"base_share": BASE_SHARE}
-        for piece in ("base", "deviation", "scorer"):
-            if piece != "scorer" or self.scorer is not None:
-                shared |= {f"{piece}_centre": 0.0, f"{piece}_scale": 1.0}
+        learned = () if self.scorer is None else ("scorer", "outline")
+        for piece in ("base", "deviation", *learned):
+            shared |= {f"{piece}_centre": 0.0, f"{piece}_scale": 1.0}
         if self.scorer is not None:
-            shared["scorer_share"] = SCORER_SHARE
+            shared |= {"scorer_share": SCORER_SHARE, "walk_share": 1.0}
         return shared
 
     def place(self, latent: Tensor, category: Tensor, seed: Tensor, plan: Tensor) -> State:
@@ -250,11 +255,12 @@ class LatentMethod(Method):
         return {**self.move(state, level, following), "steps_left": state["steps_left"] - 1}
 
     def finish(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Fused map on a quarter of the image's grid, and its maximum.
+        """Map on a quarter of the image's grid, and the score.
 
-        With the method's own map alone it is that map. Otherwise every piece of evidence is brought
-        to where good parts peak and how far their peaks spread, and they are added by their shares;
-        a frame that made no step is judged by the bank.
+        With the method's own map alone they are that map and its maximum. Otherwise every piece of
+        evidence is brought to where good parts peak and how far their peaks spread, and they are
+        added: for the score by shares that tell anomalous parts best, for the map by the same ones
+        or, with a learned scorer, by equal shares. A frame that made no step is judged by the bank.
         """
         evidence = self.evidence(state)
         score = self.score_of(evidence["fused"])
@@ -262,7 +268,7 @@ class LatentMethod(Method):
             # Without a step there is no evidence, and no evidence is not a score of zero.
             made = self.steps_of_plan[state["plan"].long()] - state["steps_left"]
             score = torch.where(made >= self.steps_min, score, torch.nan)
-        return evidence["fused"], score
+        return evidence["outlines"], score
 
     # ---- pieces
 
@@ -278,10 +284,11 @@ class LatentMethod(Method):
         return self.image_size[0] // MAP_STRIDE, self.image_size[1] // MAP_STRIDE
 
     def evidence(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each piece of evidence by itself, and "fused", all [B, h', w'].
+        """Each piece of evidence by itself, "fused" and "outlines", all [B, h', w'].
 
         "denoiser" is the method's own map, "bank" the distance to good patches, "scorer" the
-        learned one; the last two only where the method has them.
+        learned one; the last two only where the method has them. "fused" is what decides,
+        "outlines" what is drawn, in the units of "fused".
         """
         category = state["category"]
         found = {"denoiser": self.change_map(state)}
@@ -293,9 +300,12 @@ class LatentMethod(Method):
             found["scorer"] = self.scorer_map(state)
             scorer = per_row(self.scorer_share, category)
         if len(found) == 1:
-            return found | {"fused": found["denoiser"]}
+            return found | {"fused": found["denoiser"], "outlines": found["denoiser"]}
         scaled = {k: self.standardised(TABLES[k], maps, category) for k, maps in found.items()}
-        return found | {"fused": fused(scaled, base, scorer)}
+        joined = drawn = fused(scaled, base, scorer)
+        if self.scorer is not None:
+            drawn = self.standardised("outline", fused(scaled, base, OUTLINE_SHARE), category)
+        return found | {"fused": joined, "outlines": drawn}
 
     def change_map(self, state: Mapping[str, Tensor]) -> Tensor:
         """The method's own map, or how unlike good parts' its change is, [B, h', w']."""
@@ -328,7 +338,7 @@ class LatentMethod(Method):
         return b_t * latent[:, : predicted.shape[1]] + a_t * predicted
 
     def standardised(self, piece: str, maps: Tensor, category: Tensor) -> Tensor:
-        """Maps [B, h, w] of "base", "deviation" or "scorer" less their centre, by their scale."""
+        """Maps [B, h, w] of a piece of evidence less their centre, by their scale."""
         centre, scale = (self.get_buffer(f"{piece}_{name}") for name in ("centre", "scale"))
         return (maps - per_row(centre, category)) / per_row(scale, category)
 
@@ -339,11 +349,14 @@ class LatentMethod(Method):
     def scorer_map(self, state: Mapping[str, Tensor]) -> Tensor:
         """Log-odds of an anomaly by the learned scorer, smoothed, [B, h', w'].
 
-        Odds, not probabilities: those of plain anomalies would all be 1.
+        It reads the walk where that was found to help (``walk_share``), else the frame alone. Odds,
+        not probabilities: those of plain anomalies would all be 1.
         """
         if self.scorer is None:
             raise ValueError("this method has no learned scorer")
-        logits = self.scorer(state["context"], state["anchor"], self.closed(state))
+        anchor, share = state["anchor"], per_row(self.walk_share, state["category"])[:, None]
+        seen = anchor + share * (self.closed(state) - anchor)
+        logits = self.scorer(state["context"], anchor, seen)
         return gaussian_blur(resize_map(logits, self.map_size), 1.0)
 
     def severity(self, base_map: Tensor) -> Tensor:

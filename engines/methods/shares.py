@@ -57,6 +57,27 @@ def fit_shares(
             SHARES, counts, lambda number, share: separation(number, base[number], share)
         )
         _keep(method.scorer_share, rows, scorer)
+        method.walk_share[-1] = method.walk_share[rows].median()
+
+
+def fit_walk_share(
+    method: LatentMethod, good: Sequence[State], odd: Sequence[State], category: int
+) -> None:
+    """Let the scorer read a category's walks only where that tells its anomalies better, in place.
+
+    The walk's reading was trained on synthetic anomalies too, so it has to beat the reading of the
+    frame alone as everything else does.
+    """
+    if method.scorer is None:
+        return
+
+    def separation(_: int, share: float) -> float:
+        method.walk_share[category] = share
+        maps = (torch.cat([method.scorer_map(state) for state in side]) for side in (good, odd))
+        return _auroc(*map(method.score_of, maps))
+
+    count = sum(len(state["category"]) for state in good)
+    (method.walk_share[category],) = _best((0.0, 1.0), np.array([count]), separation)
 
 
 def _best(

@@ -63,7 +63,7 @@ def walked(method: DecoDiff) -> tuple[State, State]:
         ({"bank": None, "scorer": False}, ["denoiser", "all"]),
         ({"scorer": False}, ["bank", "denoiser", "bank + denoiser", "all"]),
         ({"bank": None}, ["denoiser", "scorer", "all"]),
-        ({}, ["bank", "denoiser", "scorer", "bank + denoiser", "bank + scorer", "all"]),
+        ({}, ["bank", "denoiser", "scorer", "bank + denoiser", "bank + scorer", "outlines", "all"]),
     ],
     ids=["neither", "bank", "scorer", "both"],
 )
@@ -79,7 +79,9 @@ def test_all_is_what_the_bundle_finds() -> None:
     """The fused map of the table is the one that finish emits."""
     method = built()
     state, unmoved = walked(method)
-    assert torch.equal(_combinations(method, state, unmoved)["all"], method.finish(state)[0])
+    found, (drawn, score) = _combinations(method, state, unmoved), method.finish(state)
+    torch.testing.assert_close(method.score_of(found["all"]), score)
+    assert torch.equal(found["outlines"], drawn)
 
 
 def test_a_bank_that_counts_for_all_is_all() -> None:

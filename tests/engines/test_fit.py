@@ -14,8 +14,10 @@ from engines.methods.decodiff import DecoDiff
 from engines.methods.fit import PIECES, fit_scales, fit_walks, seeds_of, walk_all
 from engines.methods.latent import LatentMethod
 from engines.methods.method import State
-from engines.methods.shares import SHARES, _auroc, _best, fit_shares
+from engines.methods.shares import SHARES, _auroc, _best, fit_shares, fit_walk_share
+from engines.scorer import CONTEXT
 
+MEDIANS = {"base_share", "scorer_share", "walk_share", "outline_centre", "outline_scale"}
 torch.set_num_threads(1)
 CATEGORIES, GOOD = 2, 12
 CONFIGURATION: dict[str, Any] = {
@@ -60,7 +62,8 @@ def fitted() -> DecoDiff:
 
 def test_every_table_is_finite_and_positive(fitted: DecoDiff) -> None:
     """No clip, scale or edge is left at infinity or divides by zero."""
-    for name in sorted({*fitted.constants(), "severity_edges"} - {"base_share", "scorer_share"}):
+    shares = {"base_share", "scorer_share", "walk_share"}
+    for name in sorted({*fitted.constants(), "severity_edges"} - shares):
         table = fitted.get_buffer(name)
         assert bool(table.isfinite().all()), name
         assert name.endswith("_centre") or bool((table > 0).all()), name
@@ -80,7 +83,7 @@ def test_good_parts_peak_about_zero_and_within_one(fitted: DecoDiff) -> None:
 
 def test_unknown_takes_the_widest_scales_and_the_middle_edges(fitted: DecoDiff) -> None:
     """The last row is the maximum of the categories' own; of edges and shares it is the median."""
-    for name in set(fitted.constants()) - {"base_share", "scorer_share"}:
+    for name in set(fitted.constants()) - MEDIANS:
         table = fitted.get_buffer(name)
         torch.testing.assert_close(table[-1], table[:-1].amax(0), atol=0, rtol=0)
     edges = fitted.severity_edges
@@ -102,6 +105,30 @@ def test_a_share_must_be_better_by_more_than_chance(count: int, share: float) ->
     """With a few images the first share stays, with many the better one is taken."""
     found = _best((0.0, 1.0), np.array([count, 100]), lambda _, tried: 0.8 + 0.1 * tried)
     assert found[0] == share
+
+
+@pytest.mark.parametrize(("walk", "share"), [(0.0, 0.0), (9.0, 1.0)], ids=["silent", "telling"])
+def test_the_scorer_reads_a_walk_that_tells(walk: float, share: float) -> None:
+    """Anomalies that only the walk shows make it count; a walk that shows nothing does not."""
+    method = DecoDiff(CONFIGURATION).eval().requires_grad_(False)
+    assert method.scorer is not None
+    for name, weight in method.scorer.named_parameters():
+        if name.startswith(("difference", "judge")):
+            weight.fill_(0.1)
+    context = torch.zeros(GOOD, CONTEXT, 16, 16)
+    sides = [[s | {"context": context} for s in deviating(k, walk * k, 0.0)] for k in range(2)]
+    fit_walk_share(method, *sides, 0)
+    assert float(method.walk_share[0]) == share
+
+
+def test_what_is_drawn_has_the_limit_of_what_decides(fitted: DecoDiff) -> None:
+    """Good parts' outlines peak where their scores do, in the middle and as far above it."""
+    for category, image in enumerate(held_out()):
+        (state,) = walk_all(fitted, image, category)
+        drawn, score = fitted.finish(state)
+        peaks = fitted.score_of(drawn)
+        torch.testing.assert_close(peaks.median(), score.median(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(peaks.quantile(0.9), score.quantile(0.9))
 
 
 def test_edges_send_the_calm_half_away(fitted: DecoDiff) -> None:
