@@ -1,0 +1,1 @@
+"""The GPU worker's rooms: compiled engines, device memory, and the streams between them."""
