@@ -62,7 +62,7 @@ class Evaluation(Table):
     calibration_id: str | None
     ranked_by: str  # "surprise" or "anomaly_score"
     note: str  # why, where it is not surprise
-    plans: dict[int, Table]  # the same with one plan forced on every image
+    plans: dict[int, Table]  # the same with one plan forced on every image, or (-1) none on any
     scores: list[Score]
 
 
@@ -85,7 +85,8 @@ def evaluate(
 ) -> Evaluation:
     """Open the bundle on a backend and measure it on a folder in the MVTec layout.
 
-    ``plans`` are measured each by itself as well; ``plot`` is a folder for sheets and charts.
+    ``plans`` are measured each by itself as well, -1 for those that the graph chooses, calibrated
+    or not; ``plot`` is a folder for sheets and charts.
     """
     from engines.backend import open_backend
 
@@ -119,20 +120,20 @@ def evaluate_on(
     deepest = _deepest(bundle)
     tick = _ticker((1 + len(plans or [])) * sum(map(len, tests.values())), progress)
 
-    def measure(policy: int) -> dict[str, list[Measured]]:
+    def measure(policy: int, uncalibrated: int) -> dict[str, list[Measured]]:
         return {
             name: _measure(
                 bundle,
                 backend,
                 test,
                 calibration=calibrations[name],
-                plan=deepest if policy == ADAPTIVE and calibrations[name] is None else policy,
+                plan=uncalibrated if calibrations[name] is None else policy,
                 tick=tick,
             )
             for name, test in tests.items()
         }
 
-    measured = measure(ADAPTIVE)
+    measured = measure(ADAPTIVE, deepest)
     table = table_of(measured, size)
     if draw:
         for name, found in measured.items():
@@ -148,7 +149,7 @@ def evaluate_on(
         note=_note(bare, backend.key, deepest),
         categories=table.categories,
         mean=table.mean,
-        plans={plan: table_of(measure(plan), size) for plan in plans or []},
+        plans={plan: table_of(measure(plan, plan), size) for plan in plans or []},
         scores=[_score(one, data_root) for found in measured.values() for one in found],
     )
 

@@ -151,17 +151,21 @@ def evaluate(
     precision: Precision = "auto",
     json_file: JsonFile = None,
     plot: Annotated[Path | None, typer.Option(help="Folder for contact sheets and charts.")] = None,
-    plans: Annotated[bool, typer.Option("--plans", help="A row for each forced plan.")] = False,
+    plans: Annotated[
+        bool,
+        typer.Option("--plans", help="A row for each forced plan, and for the chosen ones (-1)."),
+    ] = False,
 ) -> None:
     """Measure a bundle on a test set with the field's metrics.
 
     Example: assayline evaluate runs/tiles data/tiles --plot runs/plots --json runs/tiles.json
     """
     from engines.bundle import open_bundle
+    from engines.contracts import ADAPTIVE
     from engines.evaluation import evaluate as measure
 
     opened = open_bundle(bundle)
-    forced = list(range(len(opened.manifest.plans))) if plans else None
+    forced = list(range(ADAPTIVE, len(opened.manifest.plans))) if plans else None
     with stages() as progress:
         result = measure(
             opened,

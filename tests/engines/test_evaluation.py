@@ -12,6 +12,7 @@ import pytest
 from engines.calibration import Calibration
 from engines.calibration_fit import Wanted, fit_calibration
 from engines.contracts import (
+    ADAPTIVE,
     BadConfig,
     BadData,
     Decision,
@@ -231,6 +232,14 @@ def test_without_calibration_the_deepest_plan_ranks_by_raw_score(folder: Path) -
     assert found.categories["disc"].false_rejects is None
     assert found.categories["disc"].image_auroc == 1
     assert found.note in to_markdown(found)
+
+
+def test_without_calibration_the_chosen_depth_can_still_be_seen(folder: Path) -> None:
+    """Asked for by itself, the graph's own choice is a row beside the forced ones."""
+    found = evaluate_on(bundle_of(), Brightness(), folder, categories=["board"], plans=[ADAPTIVE])
+    chosen = found.plans[ADAPTIVE].categories["board"]
+    assert found.categories["board"].mean_steps_good == 2
+    assert chosen.mean_steps_good < 2
 
 
 def test_no_evidence_is_counted_and_ranks_nowhere(bundle: Bundle, tmp_path: Path) -> None:
