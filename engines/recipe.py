@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -35,6 +34,7 @@ from engines.dataset import (
     split_holdout,
 )
 from engines.methods import METHODS
+from engines.presets import preset_path, read_settings
 from engines.substitutions import OWN_FEATURES, has_bank, looks_by
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class TrainSettings(BaseModel):
     """What a training run is asked for; the same keys as in ``configs/train.*.yaml``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    preset: str = ""  # of engines.presets: its values stand for what is not given
     method: Literal["DeCo-Diff", "GLAD", "D3AD", "DRDC-style"] = "DeCo-Diff"
     options: dict[str, float | str] = {}  # of the method: METHOD_OPTIONS
     size: str = "tiny"  # of the denoiser; or "path:..." of a pretrained one
@@ -233,17 +234,12 @@ def _stack(items: Sequence[Item], settings: TrainSettings) -> UInt8:
 def load_recipe(path: Path | None, changes: dict[str, Any]) -> TrainSettings:
     """Settings from a YAML file, single values changed by the command line.
 
-    Raises BadConfig, in one sentence, for unknown keys and impossible values.
+    Where either names a preset, its values stand for what neither says. Raises BadConfig, in one
+    sentence, for unknown keys and impossible values.
     """
-    raw: dict[str, Any] = {}
-    if path is not None:
-        try:
-            raw = yaml.safe_load(path.read_text("utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise BadConfig(f"{path} cannot be read as YAML: {reason}") from error
-    if not isinstance(raw, dict):
-        raise BadConfig(f"{path} holds no settings; start from configs/train.tiny.yaml")
+    raw = {} if path is None else read_settings(path)
+    if name := changes.get("preset") or raw.get("preset"):
+        raw = {**read_settings(preset_path(str(name))), **raw}
     if "method" in changes:
         changes = changes | {"method": _method_name(changes["method"])}
     try:

@@ -29,6 +29,15 @@ def train(
     data: Data,
     out_path: Annotated[Path, typer.Option("--out", help="Where the bundle goes.")],
     config: Annotated[Path | None, typer.Option(help="YAML of training settings.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="fast (192 px, denoiser nano, strides 8 and 16, 1000 bank rows), balanced (256 px,"
+            " tiny, strides 4 to 16, 2000 rows) or accurate (384 px with a copy of 256 px, tiny,"
+            " 4000 rows, f32 only); all see by EfficientNet-Lite0, score by bank and scorer, leave"
+            " early. --config and options win over it."
+        ),
+    ] = None,
     category: Category = None,
     method: Annotated[str | None, typer.Option(help="decodiff, glad, d3ad or drdc.")] = None,
     size: Annotated[str | None, typer.Option(help="Denoiser: nano, tiny, base or full.")] = None,
@@ -43,12 +52,13 @@ def train(
 ) -> None:
     """Train on good images, export and calibrate.
 
-    Example: assayline train data/tiles --out runs/tiles --minutes 20
+    Example: assayline train data/tiles --preset balanced --out runs/tiles
     """
     from engines.recipe import load_recipe
     from engines.workshop import train_bundle
 
     chosen = {
+        "preset": preset,
         "method": method,
         "size": size,
         "codec": codec,
