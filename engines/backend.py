@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from engines.contracts import UInt8
 
 BUCKETS = (1, 2, 4, 8, 16)
+DEVICE_BUCKETS = (*BUCKETS, 32, 64)  # of a graphics processor, where many rows share a call
 START_INPUTS = ("image", "category", "seed", "plan")
 SEED_MASK = (1 << 24) - 1
 PROGRESS = ("steps_left", "plan", "level")
@@ -45,10 +46,11 @@ Anything = TypeVar("Anything")
 class BatchedBackend(ABC):
     """Splits rows into buckets and states faults; a runtime adds what one batch means.
 
-    ``_start``, ``_step`` and ``_finish`` are given at most ``BUCKETS[-1]`` distinct slots.
+    ``_start``, ``_step`` and ``_finish`` are given at most ``buckets[-1]`` distinct slots.
     """
 
     key: str  # "<backend>:<precision>"
+    buckets: tuple[int, ...] = BUCKETS  # the first of DEVICE_BUCKETS, ascending
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -105,7 +107,7 @@ class BatchedBackend(ABC):
             raise EngineFault(f"slots {slots} do not lie below the capacity of {self.capacity}")
         if len(set(slots)) < len(slots):
             raise EngineFault(f"slots {slots} name a row twice")
-        width = BUCKETS[-1]
+        width = self.buckets[-1]
         return [slice(first, first + width) for first in range(0, len(slots), width)]
 
     def _guarded(self, graph: GraphName, run: Callable[..., Anything], *args: object) -> Anything:
@@ -154,8 +156,8 @@ def engine_cache(bundle: Bundle) -> Path:
 
 
 def bucket_of(count: int) -> int:
-    """The smallest batch size that holds ``count`` rows (at most ``BUCKETS[-1]``)."""
-    return next(size for size in BUCKETS if size >= count)
+    """The smallest batch size that holds ``count`` rows (at most ``DEVICE_BUCKETS[-1]``)."""
+    return next(size for size in DEVICE_BUCKETS if size >= count)
 
 
 def last_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engines.backend import BUCKETS, bucket_of
+from engines.backend import BUCKETS, DEVICE_BUCKETS, bucket_of
 from engines.bundle import GRAPHS
 
 if TYPE_CHECKING:
@@ -26,9 +26,13 @@ DOUBT = 0.9  # of a price that keeps itself from being measured again
 
 
 class CostTable:
-    """Nanoseconds of one call, by graph and bucket; 0 for what was never seen."""
+    """Nanoseconds of one call, by graph and bucket; 0 for what was never seen.
 
-    def __init__(self) -> None:
+    ``widest``: the largest batch that the backend takes in one call.
+    """
+
+    def __init__(self, widest: int = BUCKETS[-1]) -> None:
+        self.widest = widest
         self._means: dict[tuple[GraphName, int], float] = {}
         self._deviations: dict[tuple[GraphName, int], float] = {}
         self._fresh: set[tuple[GraphName, int]] = set()  # seen once
@@ -82,7 +86,7 @@ class CostTable:
         if at_hand < 2 or not self.call_ns(graph, at_hand):
             return at_hand
         if (known := self._sizes.get((graph, at_hand))) is None:
-            counts = [*(size for size in BUCKETS if size < at_hand), at_hand]
+            counts = [*(size for size in DEVICE_BUCKETS if size < at_hand), at_hand]
             enough_ns = min(self.row_ns(graph, count) for count in counts) * NEARLY
             known = next(count for count in counts if self.row_ns(graph, count) <= enough_ns)
             self._sizes[graph, at_hand] = known
@@ -90,16 +94,16 @@ class CostTable:
 
 
 def measure_costs(
-    backend: BatchedBackend, clock: Callable[[], int], batch_max: int = BUCKETS[-1]
+    backend: BatchedBackend, clock: Callable[[], int], batch_max: int = DEVICE_BUCKETS[-1]
 ) -> CostTable:
     """Run every bucket up to ``batch_max`` of every graph twice; rows keep what they hold.
 
     The better counts: a first call compiles. ``clock`` gives nanoseconds.
     """
-    costs = CostTable()
-    largest = bucket_of(min(backend.capacity, batch_max, BUCKETS[-1]))
+    costs = CostTable(backend.buckets[-1])
+    largest = bucket_of(min(backend.capacity, batch_max, costs.widest))
     for graph in GRAPHS:
-        for size in BUCKETS[: BUCKETS.index(largest) + 1]:
+        for size in DEVICE_BUCKETS[: DEVICE_BUCKETS.index(largest) + 1]:
             took = []
             for _ in range(REHEARSALS):
                 began = clock()

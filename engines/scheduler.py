@@ -61,7 +61,7 @@ class Scheduler:
     ) -> None:
         self.costs = CostTable() if costs is None else costs
         self._policy = policy
-        self._batch_max = min(policy.batch_max, BUCKETS[-1])
+        self._batch_max = min(policy.batch_max, self.costs.widest)
         self._depths, self._exits = depths, exits
         self._mix = None if depths is None else DepthMix(depths)
         self._outlook = Outlook(self.costs, self._batch_max, depths, self._mix)

@@ -146,11 +146,11 @@ class WorkerSettings(Settings):
 
     processes: PositiveInt = 1
     index: NonNegativeInt = 0  # which of them this one is; the supervisor says
-    backend: Literal["torch", "openvino", "tensorrt"] = "openvino"
+    backend: Literal["torch", "torch-cuda", "openvino", "tensorrt"] = "openvino"
     precision: Literal["auto", "f32", "bf16"] = "auto"
     threads: PositiveInt | None = None  # of the CPU runtime; absent = it chooses
     slots: PositiveInt = 32  # rows in flight
-    batch_max: int = Field(default=16, ge=1, le=16)  # rows in one call
+    batch_max: int = Field(default=16, ge=1, le=64)  # rows in one call; a CPU takes 16 at most
     plan: int = Field(default=ADAPTIVE, ge=ADAPTIVE)
     margin_ms: int = Field(default=20, ge=5)  # a finding must be there so long before its gate
     early_exit: bool = True  # rows leave where no further step can change their verdict
