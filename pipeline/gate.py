@@ -24,7 +24,7 @@ from pipeline.telemetry import facts
 from pipeline.wire import FrameHead, undecided
 
 PERIOD_MS = 5.0
-REST_MS = 25.0  # between looks while no open frame is near its gate
+REST_MS = 50.0  # between looks while no open frame is near its gate
 REST_SHARE = 0.1  # of the shortest gate: no frame is admitted with so little time left
 BACK_OFF_S = 0.2
 LATE_AT_FIRST_MS = 50.0  # what is assumed before anything has been measured
@@ -115,9 +115,10 @@ class GateKeeper:
         for camera in self._cameras:
             ahead_ms = sure_ms + min(late_ms, self._late_max_ms.get(camera, late_ms))
             due_ns = now + int(ahead_ms * 1e6)
-            yield from self._stream.expiring(camera, due_ns)
             rested_ns = due_ns + int(self._rest_ms * 1e6)
-            self._is_near |= bool(self._stream.expiring(camera, rested_ns, count=1))
+            if self._stream.expiring(camera, rested_ns, count=1):
+                self._is_near = True
+                yield from self._stream.expiring(camera, due_ns)
 
 
 def _hurry() -> None:

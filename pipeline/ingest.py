@@ -32,7 +32,7 @@ from pipeline.wire import FrameEntry, FrameHead, head_of, undecided
 
 ROLE = "ingest"
 SETTLE_S = 0.1  # how often the journal learns what has been answered
-LOOK_S = 0.01  # how often a waiting source looks for a credit
+LOOK_S = 0.02  # how often a waiting source looks for a credit
 RETRY_MAX_S = 2.0
 OWED_MAX = 50_000  # frames journalled while the server is away; then the source has to wait
 CLEAR_MS = 5.0  # a clock known less well than this shortens the gate

@@ -27,7 +27,7 @@ from pipeline.telemetry import facts, reporting
 
 ROLE = "sink"
 READ_MAX = 32  # verdicts per camera and read
-BLOCK_MS = 20
+BLOCK_MS = 50  # the reject signal's heartbeat is renewed in between
 TRIM_S = 1.0
 BEAT_S = 0.5
 KEPT = 256  # verdicts left in the stream for those who look on

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from engines.contracts import BadConfig, Decision, Reason, UInt8
-from engines.images import decode_image, encode_png, overlay
+from engines.images import decode_image, encode_png, encode_sketch, overlay
 from engines.masks import Mask
 from pipeline.stream import VerdictDelivery
 from pipeline.telemetry import facts
@@ -27,7 +27,7 @@ from pipeline.wire import split_frame_id
 Crop = tuple[int, int, int, int]
 Fetch = Callable[[str], UInt8 | None]  # the full exposure of a frame id
 # The last one says: complete.
-SUFFIXES = (".picture.png", ".mask.png", ".overlay.png", ".original.png", ".json")
+SUFFIXES = (".picture.png", ".mask.png", ".overlay.jpg", ".original.png", ".json")
 MISSING_CAMERA = "camera"
 
 
@@ -102,7 +102,7 @@ class Archive:
     def _overlay(self, delivery: VerdictDelivery) -> bytes:
         picture = decode_image(delivery.picture_png, "the picture")
         mask = decode_image(delivery.mask_png, "the mask")[:, :, 0] > 0
-        return encode_png(
+        return encode_sketch(
             overlay(picture, mask_on_picture(picture, mask, self._crops.get(delivery.camera)))
         )
 

@@ -133,8 +133,8 @@ def test_archive_keeps_pictures_of_what_did_not_pass(tmp_path: Path) -> None:
     for seen in (delivery(1), delivery(1), delivery(2, Decision.PASS)):
         archive.act(seen, OPEN)
     names = sorted(path.name for path in (tmp_path / "left").iterdir())
-    assert names == ["7-1.json", "7-1.mask.png", "7-1.overlay.png", "7-1.picture.png"]
-    assert read_image(tmp_path / "left" / "7-1.overlay.png").shape == (64, 64, 3)
+    assert names == ["7-1.json", "7-1.mask.png", "7-1.overlay.jpg", "7-1.picture.png"]
+    assert read_image(tmp_path / "left" / "7-1.overlay.jpg").shape == (64, 64, 3)
     assert json.loads((tmp_path / "left" / "7-1.json").read_text())["decision"] == "FAIL"
 
 
