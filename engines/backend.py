@@ -263,4 +263,17 @@ def _is_refused(bundle: Bundle, key: str) -> bool:
     return calibration is not None and bool(calibration.entries) and key not in calibration.entries
 
 
-BACKENDS = {"openvino": _open_openvino, "torch": _open_torch}
+def _open_stub(
+    bundle: Bundle,
+    precision: Precision | Mapping[str, Precision],
+    capacity: int,
+    threads: int | None,
+    cache: Path | None,
+) -> BatchedBackend:
+    del precision, threads, cache  # nothing is computed
+    from engines.backend_stub import open_stub
+
+    return open_stub(bundle, capacity)
+
+
+BACKENDS = {"openvino": _open_openvino, "torch": _open_torch, "stub": _open_stub}

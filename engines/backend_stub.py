@@ -1,12 +1,18 @@
 """A timed stub: graphs that only take time, so that scheduling is measured without a model.
 
 A row's depth follows from its seed, its findings from the watermark in its first pixels, so a bench
-can tell whether any two frames were ever mixed up. Time passes on whatever clock it is given: a
-real one by sleeping, a virtual one by being told.
+can tell whether any two frames were ever mixed up. Two watermarks are poison: one has no score, one
+kills the process as a driver that crashes does. Time passes on whatever clock it is given: a real
+one by sleeping, a virtual one by being told.
+
+A line runs on it where its bundle is one of the method "stub", calibrated for it as any other: no
+bundle of a real method can be judged by a watermark.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,15 +20,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engines.backend import BatchedBackend, bucket_of
-from engines.contracts import ADAPTIVE, EngineFault, Evidence, Progress, Rows, UInt8
+from engines.contracts import ADAPTIVE, BadConfig, EngineFault, Evidence, Progress, Rows, UInt8
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from engines.bundle import GraphName
+    from engines.bundle import Bundle, GraphName
 
+METHOD = "stub"  # of bundles that are made for it
 WATERMARKS = 1 << 24  # numbers that single precision holds exactly
 MARK_BYTES = 4
+SCORELESS = WATERMARKS  # a row with this mark has the score NaN
+DEADLY = WATERMARKS + 1  # a batch with this mark ends the process
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +116,8 @@ class TimedStub(BatchedBackend):
         self._plan[slots] = np.where(rows.plan >= 0, rows.plan, limited)
         self._left[slots] = self._steps[self._plan[slots]]
         self._mark[slots] = [read_watermark(image) for image in rows.image]
+        if (self._mark[slots] == DEADLY).any():
+            os.abort()
         return self._progress(slots)
 
     def _step(self, slots: list[int]) -> Progress:
@@ -118,7 +129,8 @@ class TimedStub(BatchedBackend):
 
     def _finish(self, slots: list[int]) -> Evidence:
         self._call("finish", len(slots))
-        score = self._mark[slots].astype(np.float32)
+        mark = self._mark[slots]
+        score = np.where(mark == SCORELESS, np.nan, mark).astype(np.float32)
         return Evidence(np.repeat(score, 4).reshape(-1, 2, 2), score)
 
     def _progress(self, slots: list[int]) -> Progress:
@@ -126,8 +138,28 @@ class TimedStub(BatchedBackend):
         return Progress(level.copy(), self._plan[slots].copy(), level)
 
 
+def open_stub(bundle: Bundle, capacity: int) -> TimedStub:
+    """The stub in real time, with the depths of the bundle's plans; BadConfig for other bundles.
+
+    The bundle's configuration may say ``costs``: by graph, nanoseconds of a call and of a row.
+    """
+    manifest = bundle.manifest
+    if manifest.method != METHOD:
+        raise BadConfig(
+            f"the backend stub inspects nothing: bundle {bundle.folder} is of the method "
+            f"{manifest.method}; choose the backend openvino"
+        )
+    told = manifest.configuration.get("costs", {})
+    return TimedStub(
+        capacity,
+        lambda spent_ns: time.sleep(spent_ns / 1e9),
+        costs={**COSTS, **{graph: CallCost(*cost) for graph, cost in told.items()}},
+        steps=[len(plan.levels) for plan in manifest.plans],
+    )
+
+
 def watermarked(number: int, size: tuple[int, int] = (2, 2)) -> UInt8:
-    """An image [h, w, 3] that carries a number below ``WATERMARKS``."""
+    """An image [h, w, 3] that carries a number below ``WATERMARKS``, or one of the poisons."""
     image = np.zeros((*size, 3), np.uint8)
     image.reshape(-1)[:MARK_BYTES] = np.frombuffer(number.to_bytes(MARK_BYTES, "little"), np.uint8)
     return image

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 from pydantic import (
@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from engines.contracts import ADAPTIVE, BadConfig
+from pipeline.access.credentials import role_address, secret_from, with_secret
 from pipeline.mistakes import sentence_of
 from pipeline.sources.settings import (
     FolderSettings,
@@ -51,11 +52,13 @@ class Settings(BaseModel):
 
 
 class RedisSettings(Settings):
-    """Where the streams live; a password never stays in ``url``."""
+    """Where the streams live, and as whom a role comes; a password never stays in ``url``."""
 
     url: str = EMBEDDED
     namespace: Name = "assayline"
     password: SecretStr | None = None
+    password_file: Path | None = None  # holds the password instead
+    access: Path | None = None  # folder of `doctor --setup`: a user of its own for each role
 
     @model_validator(mode="before")
     @classmethod
@@ -68,6 +71,16 @@ class RedisSettings(Settings):
         bare = urlunsplit(parts._replace(netloc=netloc.lstrip("@")))
         return {"password": parts.password, **values, "url": bare}
 
+    @model_validator(mode="after")
+    def _come_as_one(self) -> Self:
+        parts = urlsplit(self.url)
+        if "password=" in parts.query:
+            raise ValueError("a password does not belong behind '?'; use password_file or access")
+        named = [self.password, self.password_file, self.access]
+        if len([one for one in named if one is not None]) > 1 or (self.access and parts.username):
+            raise ValueError("name one of password, password_file and access, which brings users")
+        return self
+
     @property
     def embedded(self) -> bool:
         """Whether this line starts a server of its own."""
@@ -79,14 +92,17 @@ class RedisSettings(Settings):
         parts = urlsplit(self.url)
         return self.embedded or parts.scheme == "unix" or _is_loopback(parts.hostname or "")
 
-    def address(self) -> str:
-        """The URL to connect to, password included; never print it."""
-        if self.password is None:
-            return self.url
-        parts = urlsplit(self.url)
-        user, _, host = parts.netloc.rpartition("@")
-        secret = quote(self.password.get_secret_value(), safe="")
-        return urlunsplit(parts._replace(netloc=f"{user}:{secret}@{host}"))
+    def address(self, role: str = "operator", url: str = "") -> str:
+        """The URL to connect to as a role, password included; never print it.
+
+        ``url`` is where the server is, for one that this line has started itself.
+        """
+        url = url or self.url
+        if self.access is not None:
+            return role_address(url, self.access, self.namespace, role)
+        if self.password_file is not None:
+            return with_secret(url, secret_from(self.password_file))
+        return with_secret(url, self.password.get_secret_value()) if self.password else url
 
 
 def _is_loopback(host: str) -> bool:
@@ -146,7 +162,7 @@ class WorkerSettings(Settings):
 
     processes: PositiveInt = 1
     index: NonNegativeInt = 0  # which of them this one is; the supervisor says
-    backend: Literal["torch", "torch-cuda", "openvino", "tensorrt"] = "openvino"
+    backend: Literal["torch", "torch-cuda", "openvino", "tensorrt", "stub"] = "openvino"
     precision: Literal["auto", "f32", "bf16"] = "auto"
     threads: PositiveInt | None = None  # of the CPU runtime; absent = it chooses
     slots: PositiveInt = 32  # rows in flight
