@@ -231,6 +231,25 @@ def _open_torch(
     return TorchBackend(load_method(bundle), capacity)
 
 
+def _open_torch_cuda(
+    bundle: Bundle,
+    precision: Precision | Mapping[str, Precision],
+    capacity: int,
+    threads: int | None,
+    cache: Path | None,
+) -> BatchedBackend:
+    del threads, cache  # the GPU computes, and its graphs are recorded anew in every process
+    from engines.backend_torch_device import TorchDeviceBackend
+    from engines.export import load_method
+    from engines.torch_device import has_bf16, open_device
+
+    wanted, device = precision_of(precision, "step"), open_device("cuda")
+    if wanted == "auto":
+        refused = _is_refused(bundle, "torch-cuda:bf16")
+        wanted = "bf16" if has_bf16(device) and not refused else "f32"
+    return TorchDeviceBackend(load_method(bundle), capacity, device.type, wanted)
+
+
 def _open_openvino(
     bundle: Bundle,
     precision: Precision | Mapping[str, Precision],
@@ -276,4 +295,9 @@ def _open_stub(
     return open_stub(bundle, capacity)
 
 
-BACKENDS = {"openvino": _open_openvino, "torch": _open_torch, "stub": _open_stub}
+BACKENDS = {
+    "openvino": _open_openvino,
+    "torch": _open_torch,
+    "torch-cuda": _open_torch_cuda,
+    "stub": _open_stub,
+}

@@ -27,6 +27,7 @@ RUNTIME = (
 )
 TORCH_ROOMS = {
     "engines.backend_torch",
+    "engines.backend_torch_device",
     "engines.bank",
     "engines.checkpoint",
     "engines.codecs.codec",
@@ -63,6 +64,7 @@ TORCH_ROOMS = {
     "engines.scorer",
     "engines.scorer_fit",
     "engines.sizes",
+    "engines.torch_device",
     "engines.training",
     "engines.workshop",
 }

@@ -81,6 +81,7 @@ class D3ad(LatentMethod):
     """
 
     name: ClassVar[str] = "D3AD"
+    exact_in_bf16: ClassVar[tuple[str, ...]] = ("denoiser",)  # the depth is chosen before
 
     latent_scale: Tensor
     feature_scale: Tensor

@@ -111,6 +111,7 @@ class DecoDiff(LatentMethod):
     """DeCo-Diff: the clean latent walks along the deviation that its network predicts."""
 
     name: ClassVar[str] = "DeCo-Diff"
+    exact_in_bf16: ClassVar[tuple[str, ...]] = ("denoiser",)
 
     latent_clip: Tensor
     pixel_clip: Tensor

@@ -62,6 +62,7 @@ class Drdc(LatentMethod):
     """
 
     name: ClassVar[str] = "DRDC-style"
+    exact_in_bf16: ClassVar[tuple[str, ...]] = ("denoiser.inpainter",)  # the base chooses the plan
     constants_steer: ClassVar[bool] = True  # the gate
     has_zero_step_evidence: ClassVar[bool] = True
     change_names: ClassVar[tuple[str, ...]] = ("walk", "base")

@@ -79,7 +79,7 @@ class Glad(LatentMethod):
     values that do not fit.
     """
 
-    name: ClassVar[str] = "GLAD"
+    name: ClassVar[str] = "GLAD"  # every call is followed by the closing test: none in bf16
     learns_from_anomalies: ClassVar[bool] = True
     constants_steer: ClassVar[bool] = True
 

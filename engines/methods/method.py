@@ -51,6 +51,8 @@ class Method(torch.nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    # Networks, by dotted names, whose rounding changes no discrete choice of a walk.
+    exact_in_bf16: ClassVar[tuple[str, ...]] = ()
     plans: tuple[Plan, ...]
     steps_min: int  # a plan is never shortened below this
     steps_unit: int  # a running row stops only after a multiple of this many steps

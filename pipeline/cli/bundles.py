@@ -20,7 +20,7 @@ BundlePath = Annotated[Path, typer.Argument(help="Bundle folder or .zip.")]
 Category = Annotated[
     list[str] | None, typer.Option("--category", help="Only this category; may be repeated.")
 ]
-BackendName = Annotated[str, typer.Option(help="openvino or torch.")]
+BackendName = Annotated[str, typer.Option(help="openvino, torch or torch-cuda.")]
 Precision = Annotated[str, typer.Option(help="auto, f32 or bf16.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON.")]
 
@@ -42,6 +42,13 @@ def train(
     method: Annotated[str | None, typer.Option(help="decodiff, glad, d3ad or drdc.")] = None,
     size: Annotated[str | None, typer.Option(help="Denoiser: nano, tiny, base or full.")] = None,
     codec: Annotated[str | None, typer.Option(help="features or vae.")] = None,
+    tiles: Annotated[
+        str | None, typer.Option(help="Cut large images: ROWSxCOLUMNS model inputs per image.")
+    ] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(help="Of neighbouring tiles, share of a tile; 0.1 if absent."),
+    ] = None,
     minutes: Annotated[float | None, typer.Option(help="Budget of the denoiser.")] = None,
     based_on: Annotated[
         Path | None,
@@ -62,6 +69,8 @@ def train(
         "method": method,
         "size": size,
         "codec": codec,
+        "tiles": tiles,
+        "overlap": overlap,
         "minutes": minutes,
         "seed": seed,
     }
