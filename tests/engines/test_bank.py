@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engines.bank import HalvedBank, SeverityBank, coreset, distance_of
+from engines.bank import HalvedBank, SeverityBank, coreset, distance_of, first_greatest
 from engines.contracts import BadData
 
 
@@ -81,6 +81,13 @@ def test_a_low_precision_search_keeps_the_distances() -> None:
     measured = (cells - bank.rows[0][winners]).norm(dim=2).view(1, 8, 8)
     assert not torch.equal(winners, bank.nearest(cells, torch.tensor([0])))
     torch.testing.assert_close(measured, exact, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 7, 50, 64, 997])
+def test_the_search_in_two_looks_is_argmax(count: int) -> None:
+    """Whatever the number of rows, also a prime one; of equal rows the first wins."""
+    values = torch.randint(-3, 3, (2, 40, count), generator=torch.Generator().manual_seed(count))
+    assert torch.equal(first_greatest(values.float()), values.float().argmax(2))
 
 
 def test_rows_are_stored_without_loss_in_half_precision(bank: SeverityBank) -> None:
