@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engines.contracts import BadBundle
+from engines.tiles import Tiling
 
 if TYPE_CHECKING:
     from engines.calibration import Calibration
@@ -105,6 +106,16 @@ class Bundle:
     def path(self, name: str) -> Path:
         """Where one of the bundle's files lies."""
         return self.folder / name
+
+    @property
+    def tiling(self) -> Tiling:
+        """How frames are cut into model inputs."""
+        return Tiling.of(self.manifest.configuration, self.manifest.image_size)
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(H, W) of a frame on the stream: the model input's, unless it is cut into several."""
+        return self.tiling.frame_size
 
     def category_id(self, name: str) -> int:
         """Row of the category table; names it does not know share the row "unknown"."""

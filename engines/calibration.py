@@ -80,6 +80,18 @@ class Judgement:
         span = self.pixel_limit - self.median_good
         return ((values - self.median_good) / span).astype(np.float32)
 
+    @property
+    def scale(self) -> tuple[float, float | None]:
+        """What ``relative`` measures by: maps of the same scale compare as they are."""
+        return self.median_good, self.pixel_limit
+
+    def raw(self, relative: Float32) -> Float32:
+        """Raw values at this plan of what ``relative`` gave, at this or any other."""
+        if self.pixel_limit is None:
+            return relative
+        span = self.pixel_limit - self.median_good
+        return (self.median_good + relative * span).astype(np.float32)
+
 
 @dataclass(frozen=True, slots=True)
 class ExitRule:
@@ -144,8 +156,11 @@ class Calibration(BaseModel):
             )
 
     def judge(self, finding: Finding, backend_key: str) -> Judgement:
-        """Only a finite score within the limit passes; no evidence is UNDECIDED."""
-        if finding.reason is not None or not math.isfinite(finding.anomaly_score):
+        """Only a finite score within the limit passes; no evidence is UNDECIDED.
+
+        A part that was not wholly seen may fail by what was, and cannot pass.
+        """
+        if not math.isfinite(finding.anomaly_score):
             return Judgement(Decision.UNDECIDED, finding.reason or Reason.NO_EVIDENCE)
         entry = self.entry(backend_key, finding.category)
         if entry is None:
@@ -154,8 +169,11 @@ class Calibration(BaseModel):
         if tail is None:
             return Judgement(Decision.UNDECIDED, Reason.NO_EVIDENCE)
         surprise = tail.surprise(finding.anomaly_score)
+        fails = surprise > entry.threshold
+        if finding.reason is not None and not fails:
+            return Judgement(Decision.UNDECIDED, finding.reason)
         return Judgement(
-            Decision.FAIL if surprise > entry.threshold else Decision.PASS,
+            Decision.FAIL if fails else Decision.PASS,
             surprise=surprise,
             threshold=entry.threshold,
             pixel_limit=tail.score_at(entry.threshold),

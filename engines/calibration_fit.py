@@ -2,6 +2,9 @@
 
 The promise is distribution-free: the exceedance probability of the (x + 1)-th largest of n good
 scores is Beta(x + 1, n - x), whatever the scores are.
+
+Where a bundle cuts frames, tails are those of tiles, and the promise is one of whole frames: the
+threshold lies on the greatest surprise among the tiles of each.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,8 +27,11 @@ from engines.trajectories import Walked, plans_chosen, scores_along
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from engines.bundle import Bundle
     from engines.contracts import Backend
+    from engines.tiles import Tiling
 
 EXIT_SEED = 1000  # other anomalies than those that shares of evidence were fitted on
 UNKNOWN = "unknown"  # the category of parts that no recipe names
@@ -49,20 +55,21 @@ class Wanted:
 def fit_entry(walks: Mapping[int, Walked], taken: Sequence[int], wanted: Wanted) -> Entry:
     """The lowest threshold that keeps the promise on held-out good images, and exits below it.
 
-    ``walks``: scores of the same frames along each plan; ``taken``: the plan that each of them
-    takes where the graph chooses. Raises BadData where the good ones are too few.
+    ``walks``: scores of the same rows along each plan; ``taken``: the plan that each of them
+    takes where the graph chooses. Raises BadData where the good frames are too few.
     """
-    good = next(iter(walks.values())).is_good
+    first = next(iter(walks.values()))
+    good, tiles = first.is_good, first.tiles
     tails = {plan: Tail.fit(walk.final[good].tolist()) for plan, walk in walks.items()}
     chosen = [
         tails[plan].surprise(walks[plan].final[row]) for row, plan in enumerate(taken) if good[row]
     ]
-    surprises = np.sort(chosen)[::-1]
+    surprises = np.sort(_greatest(np.array(chosen), tiles))[::-1]
     allowed = _exceeding_allowed(len(surprises), wanted.max_false_reject, wanted.confidence)
     threshold = float(surprises[allowed])
+    forced = {plan: tail.surprise_of(walks[plan].final[good]) for plan, tail in tails.items()}
     above = {
-        plan: float(np.mean(tail.surprise_of(walks[plan].final[good]) > threshold))
-        for plan, tail in tails.items()
+        plan: float(np.mean(_greatest(found, tiles) > threshold)) for plan, found in forced.items()
     }
     evidence = Promise(
         good=len(surprises),
@@ -87,11 +94,13 @@ def fit_entry(walks: Mapping[int, Walked], taken: Sequence[int], wanted: Wanted)
         return entry
     seen = {plan: _surprises(entry, plan, walk) for plan, walk in walks.items()}
     fitted = _exits(seen, threshold, wanted.max_changed, wanted.confidence)
-    failing = sum(
-        _fails(seen[taken[row]], row, fitted.get(taken[row]), threshold)
-        for row in np.flatnonzero(good).tolist()
+    fails = np.array(
+        [
+            _fails(seen[taken[row]], row, fitted.get(taken[row]), threshold)
+            for row in np.flatnonzero(good).tolist()
+        ]
     )
-    if failing > allowed:
+    if _greatest(fails, tiles).sum() > allowed:
         return entry  # with these exits the promise would not hold
     return entry.model_copy(
         update={
@@ -101,11 +110,17 @@ def fit_entry(walks: Mapping[int, Walked], taken: Sequence[int], wanted: Wanted)
     )
 
 
+def _greatest(values: NDArray[Any], tiles: int) -> NDArray[Any]:
+    """Of each frame the greatest value among its tiles, [N * tiles] -> [N]."""
+    greatest: NDArray[Any] = values.reshape(-1, tiles).max(1)
+    return greatest
+
+
 def _surprises(entry: Entry, plan: int, walk: Walked) -> Walks:
     """The scores of frames along a plan as surprise among good parts that stopped there."""
     columns = [tail.surprise_of(walk.at(made)) for made, tail in entry.cut_tails[plan].items()]
     surprise = np.stack([*columns, entry.tails[plan].surprise_of(walk.final)], axis=1)
-    return Walks((*walk.cut_points, walk.steps), surprise, walk.is_good)
+    return Walks((*walk.cut_points, walk.steps), surprise, walk.is_good, walk.tiles)
 
 
 def _exits(
@@ -134,7 +149,7 @@ def fit_calibration(
     partly: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
-    """Run held-out good model inputs along every plan, and fit.
+    """Run held-out good images, at the size of the bundle's frames, along every plan, and fit.
 
     With good images of every category of the bundle, "unknown" is calibrated on an even share of
     each, as many in all as the largest category has. For early exit every image is walked once more
@@ -153,16 +168,38 @@ def fit_calibration(
     total, done, entries = sum(map(len, jobs.values())) * len(plans), 0, {}
     for category, good in jobs.items():
         row = bundle.category_id(category)
-        odd = [] if wanted.max_changed is None else unlearned(good, EXIT_SEED + row)
+        made = [] if wanted.max_changed is None else _made_odd(good, bundle.tiling, EXIT_SEED + row)
+        calm, odd = _tiles(good, bundle.tiling), _tiles(made, bundle.tiling)
         walks = {}
         for plan in plans:
-            walks[plan] = _walked(bundle, backend, category, (good, odd), plan)
+            walks[plan] = _walked(bundle, backend, category, (calm, odd), plan)
             done += len(good)
             if progress:
                 progress(done, total)
-        taken = plans_chosen(backend, row, [*good, *odd]).tolist()
+        taken = plans_chosen(backend, row, [*calm, *odd]).tolist()
         entries[category] = fit_entry(walks, taken, wanted)
     return Calibration(bundle_id=bundle.bundle_id, entries={backend.key: entries})
+
+
+def _made_odd(images: Sequence[UInt8], tiling: Tiling, seed: int) -> list[UInt8]:
+    """Every image with a synthetic anomaly, of the size that a tile might show, at some place."""
+    if tiling.count == 1:
+        return unlearned(images, seed)
+    rng = np.random.default_rng(seed)
+    (high, wide), (height, width) = tiling.frame_size, tiling.size
+    corners = rng.integers((high - height + 1, wide - width + 1), size=(len(images), 2)).tolist()
+    made = [image.copy() for image in images]
+    windows = [
+        image[top : top + height, left : left + width]
+        for image, (top, left) in zip(made, corners, strict=True)
+    ]
+    for window, odd in zip(windows, unlearned(windows, seed), strict=True):
+        window[:] = odd
+    return made
+
+
+def _tiles(images: Sequence[UInt8], tiling: Tiling) -> list[UInt8]:
+    return [tile for image in images for tile in tiling.cut(image)]
 
 
 def _of_each(images: Mapping[str, Sequence[UInt8]]) -> list[UInt8]:
@@ -217,15 +254,16 @@ def _walked(
     images: tuple[Sequence[UInt8], Sequence[UInt8]],
     plan: int,
 ) -> Walked:
-    """Good images and odd ones along one plan; BadData where an image gives no evidence."""
+    """Good rows and odd ones along one plan; BadData where one gives no evidence."""
     good, odd = images
     scores = scores_along(backend, bundle.category_id(category), [*good, *odd], plan)
     silent = int((~np.isfinite(scores[:, -1])).sum())
     if silent:
         odd_too = " and of their anomalous copies" if odd else ""
+        rows = "good images" if bundle.tiling.count == 1 else "tiles of good images"
         raise BadData(
-            f"{silent} of {len(scores)} good images of {category!r}{odd_too} "
+            f"{silent} of {len(scores)} {rows} of {category!r}{odd_too} "
             f"gave no evidence at plan {plan}; train the bundle again or remove those images"
         )
-    held = bundle.manifest
-    return Walked(scores, np.arange(len(scores)) < len(good), held.steps_min, held.steps_unit)
+    held, is_good = bundle.manifest, np.arange(len(scores)) < len(good)
+    return Walked(scores, is_good, held.steps_min, held.steps_unit, bundle.tiling.count)

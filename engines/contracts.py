@@ -166,17 +166,26 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Finding:
-    """What was measured on one frame; not yet judged."""
+    """What was measured on one frame, or on one tile of it; not yet judged.
+
+    Of a frame in tiles the score, plan, level and steps are those of its most surprising tile.
+    """
 
     frame_id: str
     category: str
-    anomaly_map: Float32  # [h', w']
-    anomaly_score: float
+    anomaly_map: Float32  # [h', w'], of the whole frame
+    anomaly_score: float  # NaN = no evidence
     plan: int
     level: int
     steps: int  # denoiser calls made
     steps_planned: int
-    reason: Reason | None = None  # set where there is no evidence; the score is then NaN
+    reason: Reason | None = None  # why there is no evidence, or none of some tile
+    other_calls: int = 0  # made for the other tiles of the frame
+
+    @property
+    def calls(self) -> int:
+        """Denoiser calls made for the whole frame."""
+        return self.steps + self.other_calls
 
 
 class Backend(Protocol):
@@ -222,7 +231,9 @@ class Verdict(BaseModel):
     """The product's public record of one frame (schema version 1).
 
     The mask (PNG, 8 bit, 0 or 255, frame geometry) and, for parts not passed, the picture the model
-    saw (PNG) travel beside this record, not in it.
+    saw (PNG) travel beside this record, not in it. Where a bundle cuts frames into tiles, score,
+    surprise, level, plan and steps are those of the most surprising tile, which decides; regions
+    and mask are of the whole frame.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

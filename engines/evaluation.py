@@ -1,11 +1,11 @@
 """How good a bundle is on a test folder: the field's metrics, depth used, and decisions.
 
-Everything is measured at the model's input size, also where images of a folder differ in size: maps
-are stretched to it, truth masks are shrunk to it. Test images only measure; thresholds, scales and
-normalisation come from the bundle. Images are ranked by surprise. Where a category was never
-calibrated on the backend there is none: then one plan, the deepest, is forced on its images and the
-raw score ranks. A folder with a ``truth.csv`` (file, severity), as the simulator writes it, is also
-measured per severity quartile.
+Everything is measured at the size of the bundle's frames (the model's input, or that of all tiles
+together), also where images of a folder differ in size: maps are stretched to it, truth masks are
+shrunk to it. Test images only measure; thresholds, scales and normalisation come from the bundle.
+Images are ranked by surprise. Where a category was never calibrated on the backend there is none:
+then one plan, the deepest, is forced on its images and the raw score ranks. A folder with a
+``truth.csv`` (file, severity), as the simulator writes it, is also measured per severity quartile.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from engines.contracts import ADAPTIVE, BadData, Decision, Finding
 from engines.dataset import Item, load_model_input, load_truth, named_categories, test_items
 from engines.inspector import Inspector, Part, inspect_all
+from engines.mosaic import Mosaic
 from engines.plots import artist
 from engines.scheduler import Policy, Scheduler
 from engines.tables import Measured, Number, Table, markdown_of, table_of
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Evaluation", "Score", "evaluate", "evaluate_on", "to_markdown"]
 
 TRUTH = "truth.csv"
+SLOTS = 32
 Test = list[tuple["Item", "Mask | None", float | None]]  # image, truth mask, severity
 
 
@@ -90,7 +92,8 @@ def evaluate(
     """
     from engines.backend import open_backend
 
-    with open_backend(bundle, name=backend, precision=precision) as opened:
+    slots = max(SLOTS, bundle.tiling.count)
+    with open_backend(bundle, backend, precision, slots) as opened:
         return evaluate_on(
             bundle,
             opened,
@@ -114,7 +117,7 @@ def evaluate_on(
 ) -> Evaluation:
     """As ``evaluate``, on a backend that is open already."""
     draw = artist(plot) if plot else None
-    size = bundle.manifest.image_size
+    size = bundle.frame_size
     tests = _tests(data_root, categories, size)
     calibrations = {name: _usable_calibration(bundle, backend, name) for name in tests}
     deepest = _deepest(bundle)
@@ -203,7 +206,8 @@ def _measure(
     """Inspect one category's items, in the order of the folder."""
     findings: dict[int, Finding] = {}
     exits = calibration.exit_rule(backend.key) if calibration else None
-    inspector = Inspector(backend, scheduler=Scheduler(Policy(), exits=exits))
+    mosaic = Mosaic.of(bundle, calibration, backend.key)
+    inspector = Inspector(backend, scheduler=Scheduler(Policy(), exits=exits), mosaic=mosaic)
     for finding in inspect_all(inspector, _parts(bundle, [item for item, _, _ in test], plan)):
         findings[int(finding.frame_id)] = finding
         tick()
@@ -226,7 +230,7 @@ def _parts(bundle: Bundle, items: Sequence[Item], plan: int) -> Iterator[Part]:
             frame_id=str(i),
             category_id=bundle.category_id(item.category),
             category=bundle.category_name(item.category),
-            image=load_model_input(item, bundle.manifest.image_size),
+            image=load_model_input(item, bundle.frame_size),
             plan=plan,
         )
 

@@ -5,6 +5,10 @@ stranger than any that passed in the end fails. Both limits are learned from one
 as they are and with synthetic anomalies; the other half says, for every plan, how often leaving
 early changes the verdict of a good part and of an odd one, with exact upper bounds (Clopper and
 Pearson). A plan whose bounds are not kept has no exits.
+
+Where frames are cut, their tiles leave one by one, and whole frames are counted: one is changed
+where any of its tiles ends on the other side of the threshold. A frame's verdict changes in no
+other way, so the bound holds whatever plans the other tiles take.
 """
 
 from __future__ import annotations
@@ -63,11 +67,17 @@ class ExitPromise(BaseModel):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Walks:
-    """Frames of a category along one plan."""
+    """Rows of a category along one plan; tiles of a frame lie together."""
 
     steps: tuple[int, ...]  # calls made at each cut point, ascending, and at the end
     surprise: Surprises  # [N, len(steps)]
-    is_good: Flags  # [N]: no synthetic anomaly
+    is_good: Flags  # [N]: no synthetic anomaly in the frame
+    tiles: int = 1  # rows of a frame
+
+    @property
+    def parts(self) -> int:
+        """Good frames; as many are odd."""
+        return int(self.is_good.sum()) // self.tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +95,15 @@ def fit_exits(
 
     Rows of ``walk`` are the good parts, then the same parts in the same order, made odd.
     """
-    parts = int(walk.is_good.sum())
-    learned = np.tile(np.arange(parts) % 2 == 0, len(walk.is_good) // parts)
+    rows = np.arange(walk.parts * walk.tiles)
+    learned = np.tile(rows // walk.tiles % 2 == 0, len(walk.is_good) // len(rows))
     exits = _exits_of(_part(walk, learned), threshold)
     promise = _promise(_part(walk, ~learned), exits, threshold, confidence)
     return Fitted(exits, promise) if exits and promise.bound <= changed_max else None
 
 
 def _part(walk: Walks, rows: Flags) -> Walks:
-    return Walks(walk.steps, walk.surprise[rows], walk.is_good[rows])
+    return Walks(walk.steps, walk.surprise[rows], walk.is_good[rows], walk.tiles)
 
 
 def _exits_of(walk: Walks, threshold: float) -> dict[int, Exit]:
@@ -122,17 +132,17 @@ def _promise(
     """Walk parts that nothing was learned from, with the exits and without."""
     places = np.array([leaves_at(walk.steps, at, exits) for at in walk.surprise])
     fails = np.take_along_axis(walk.surprise, places[:, None], 1)[:, 0] > threshold
-    is_changed = fails != (walk.surprise[:, -1] > threshold)
-    parts = int(walk.is_good.sum())
-    good, odd = int(is_changed[walk.is_good].sum()), int(is_changed[~walk.is_good].sum())
+    has_changed = (fails != (walk.surprise[:, -1] > threshold)).reshape(-1, walk.tiles).any(1)
+    is_good = walk.is_good[:: walk.tiles]  # of frames
+    good, odd = int(has_changed[is_good].sum()), int(has_changed[~is_good].sum())
     return ExitPromise(
-        parts=parts,
+        parts=walk.parts,
         changed_good=good,
         changed_odd=odd,
-        bound=error_bound(max(good, odd), parts, confidence),
+        bound=error_bound(max(good, odd), walk.parts, confidence),
         confidence=confidence,
-        calls_good=float(np.asarray(walk.steps)[places[walk.is_good]].mean()),
-        calls_good_full=walk.steps[-1],
+        calls_good=walk.tiles * float(np.asarray(walk.steps)[places[walk.is_good]].mean()),
+        calls_good_full=walk.tiles * walk.steps[-1],
     )
 
 

@@ -4,13 +4,17 @@ One turn is one call of one graph, as the scheduler decides; a row that is finis
 and a new one joins at the next turn. If a batch raises, its rows are tried alone, and a row that
 fails alone becomes a finding without evidence; if every row fails alone it is the engine that is
 broken.
+
+Where a bundle cuts frames, the tiles of one are so many rows, admitted together and answered
+together. A frame that loses a tile is answered at once: what its other tiles would still find could
+not make it pass, and others need the time.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,6 +23,7 @@ import numpy as np
 from engines.backend import start_inputs
 from engines.contracts import (
     ADAPTIVE,
+    BadConfig,
     EngineFault,
     Evidence,
     Finding,
@@ -26,7 +31,7 @@ from engines.contracts import (
     Reason,
     UInt8,
 )
-from engines.jobs import Job
+from engines.jobs import Job, Sheet
 from engines.scheduler import Policy, Scheduler
 
 if TYPE_CHECKING:
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 
     from engines.bundle import GraphName
     from engines.contracts import Backend
+    from engines.mosaic import Mosaic
 
 Answer = TypeVar("Answer", Progress, Evidence)
 
@@ -45,15 +51,16 @@ class Part:
     frame_id: str
     category_id: int
     category: str  # the name that calibrations are keyed by
-    image: UInt8  # [h, w, 3] model input
+    image: UInt8  # [h, w, 3] model input, or the frame that is cut into several
     plan: int = ADAPTIVE
     deadline_ns: int = 0  # 0 = none
     camera: str = ""
 
 
 class Inspector:
-    """Keeps up to ``backend.capacity`` frames in flight; not thread-safe, as a backend is not.
+    """Keeps up to ``backend.capacity`` rows in flight; not thread-safe, as a backend is not.
 
+    A frame is one row, or as many as it has tiles by ``mosaic``; BadConfig where they are too many.
     ``clock`` gives nanoseconds of the deadlines' clock; without one nothing is ever late. ``timer``
     gives nanoseconds to time calls by (the clock where there is none): what they cost is learned.
     """
@@ -66,23 +73,33 @@ class Inspector:
         scheduler: Scheduler | None = None,
         clock: Callable[[], int] = lambda: 0,
         timer: Callable[[], int] | None = None,
+        mosaic: Mosaic | None = None,
     ) -> None:
         self._backend = backend
+        self._mosaic = mosaic
+        self._tiles = 1 if mosaic is None else mosaic.tiling.count
+        if backend.capacity < self._tiles:
+            raise BadConfig(
+                f"there are {backend.capacity} slots, but one frame of this bundle takes "
+                f"{self._tiles}: set worker.slots to {self._tiles} or more"
+            )
         self._scheduler = Scheduler(Policy(batch_max)) if scheduler is None else scheduler
         self._clock, self._timer = clock, timer or clock
         self._free = deque(range(backend.capacity))
-        self._parts: dict[int, Part] = {}  # slot -> part that waits to start
+        self._parts: dict[int, Part] = {}  # slot -> part, or tile of one, that waits to start
+        self._sheets: dict[int, Sheet] = {}  # slot -> frame that its row belongs to
+        self._in_flight = 0
         self._until_ns = math.inf  # when the last turn wants the next, unless parts arrive
 
     @property
     def free_slots(self) -> int:
         """How many more parts may be admitted now."""
-        return len(self._free)
+        return len(self._free) // self._tiles
 
     @property
     def in_flight(self) -> int:
         """Parts admitted and not finished."""
-        return self._scheduler.in_flight
+        return self._in_flight
 
     @property
     def patience_s(self) -> float:
@@ -95,16 +112,22 @@ class Inspector:
         """Give each part a slot; raises IndexError beyond ``free_slots``."""
         now_ns = self._clock()
         for part in parts:
-            slot = self._free.popleft()
-            self._parts[slot] = part
-            self._scheduler.add(_job(part, slot, now_ns))
+            if self.free_slots < 1:
+                raise IndexError(f"there is no slot for {part.frame_id}")
+            self._in_flight += 1
+            sheet = Sheet({})
+            for tile, row in enumerate(self._rows_of(part)):
+                slot = self._free.popleft()
+                self._parts[slot], self._sheets[slot] = row, sheet
+                sheet.jobs[tile] = _job(row, slot, now_ns, tile)
+                self._scheduler.add(sheet.jobs[tile])
 
     def step(self, *, expects_more: bool = True) -> list[Finding]:
         """One turn: one call of one graph, or parts given up because nothing could save them.
 
         ``expects_more``: other parts may still come, which those at hand may wait for.
         """
-        is_full = not self._free
+        is_full = self.free_slots < 1
         turn = self._scheduler.next(
             self._clock(), expects_more=expects_more and not is_full, is_full=is_full
         )
@@ -119,7 +142,7 @@ class Inspector:
             case "finish":
                 return self._finished(turn.jobs)
             case "drop":
-                return [self._given_up(job, Reason.DEADLINE) for job in turn.jobs]
+                return self._given_up(turn.jobs, Reason.DEADLINE)
             case "wait":
                 return []
 
@@ -129,6 +152,12 @@ class Inspector:
         while self.in_flight:
             findings += self.step(expects_more=False)
         return findings
+
+    def _rows_of(self, part: Part) -> list[Part]:
+        """The part itself, or its tiles, row by row."""
+        if self._mosaic is None or self._tiles == 1:
+            return [part]
+        return [replace(part, image=tile) for tile in self._mosaic.tiling.cut(part.image)]
 
     def _start(self, jobs: Sequence[Job]) -> Progress:
         parts = [self._parts[job.slot] for job in jobs]
@@ -169,8 +198,7 @@ class Inspector:
             gone = {job.slot for job in leaving(done, evidence)}
             for row, job in enumerate(done):
                 if job.slot in gone:
-                    findings.append(_finding(job, evidence, row))
-                    self._release(job)
+                    findings.extend(self._leave(job, _finding(job, evidence, row)))
 
         failures = self._attempt(jobs, self._finish, leave)
         return findings + failures
@@ -205,16 +233,27 @@ class Inspector:
                 fault = error
         if len(failed) == len(jobs):
             raise fault
-        return [self._given_up(job, Reason.BAD_FRAME) for job in failed]
+        return self._given_up(failed, Reason.BAD_FRAME)
 
-    def _given_up(self, job: Job, reason: Reason) -> Finding:
-        self._release(job)
-        return _without_evidence(job, reason)
+    def _given_up(self, jobs: Iterable[Job], reason: Reason) -> list[Finding]:
+        """Frames of which one of these jobs is a tile, answered by what their other tiles found."""
+        findings: list[Finding] = []
+        for job in jobs:
+            sheet = self._sheets.get(job.slot)  # None: gone with a job before this one
+            for tile in list(sheet.jobs.values()) if sheet else ():
+                findings += self._leave(tile, _without_evidence(tile, reason))
+        return findings
 
-    def _release(self, job: Job) -> None:
+    def _leave(self, job: Job, finding: Finding) -> list[Finding]:
+        """Let a row go; with the last one of its frame comes the frame's finding."""
         self._scheduler.leave(job)
         self._parts.pop(job.slot, None)  # of a row that never started
         self._free.append(job.slot)
+        sheet = self._sheets.pop(job.slot)
+        if not sheet.note(job, finding):
+            return []
+        self._in_flight -= 1
+        return [finding if self._mosaic is None else self._mosaic.whole(sheet.findings)]
 
 
 def inspect_all(inspector: Inspector, parts: Iterable[Part]) -> Iterator[Finding]:
@@ -228,7 +267,7 @@ def inspect_all(inspector: Inspector, parts: Iterable[Part]) -> Iterator[Finding
         yield from inspector.step()
 
 
-def _job(part: Part, slot: int, now_ns: int) -> Job:
+def _job(part: Part, slot: int, now_ns: int, tile: int) -> Job:
     return Job(
         part.frame_id,
         part.category,
@@ -237,6 +276,7 @@ def _job(part: Part, slot: int, now_ns: int) -> Job:
         camera=part.camera,
         asked=part.plan,
         arrived_ns=now_ns,
+        tile=tile,
     )
 
 

@@ -3,7 +3,8 @@
 At least 64: held-out good parts, synthetic anomalies, and sixteen frames within 2 % of the
 threshold, found by blending a good part towards an anomalous one until the score lies there; that
 is where a small numerical difference would flip a verdict. Frames are stored as JPEG: what two
-backends are compared on is the decoded image, and a bundle stays small.
+backends are compared on is the decoded image, and a bundle stays small. They are model inputs:
+tiles, where a bundle cuts frames.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from pydantic import (
@@ -22,6 +22,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from engines.calibration_fit import good_images_needed
@@ -36,6 +37,7 @@ from engines.dataset import (
 from engines.methods import METHODS
 from engines.presets import preset_path, read_settings
 from engines.substitutions import OWN_FEATURES, has_bank, looks_by
+from engines.tiles import Tiling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,6 +75,8 @@ class TrainSettings(BaseModel):
     channels: PositiveInt = 64  # of the feature codec
     bank_channels: PositiveInt = 152  # components that the severity bank compares; 152 = all
     image_size: tuple[PositiveInt, PositiveInt] = (256, 256)
+    tiles: str = "1x1"  # rows x columns of model inputs that a frame is cut into
+    overlap: float = Field(default=0.1, ge=0, le=0.5)  # of neighbouring tiles, share of a tile
     bank_rows: int = Field(default=1000, ge=0)  # per category; 0 = no severity bank
     preconditioned: bool = False  # the denoiser starts from what is best for whitened latents
     whitened: bool = False  # changes are measured in the covariance of good parts' changes
@@ -119,14 +123,31 @@ class TrainSettings(BaseModel):
             raise ValueError(f"{size} was trained without it; leave it out or name another size")
         return preconditioned
 
+    @model_validator(mode="after")
+    def _can_be_cut(self) -> Self:
+        try:
+            _ = self.tiling.frame_size
+        except BadConfig as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def tiling(self) -> Tiling:
+        """How frames are cut into model inputs; BadConfig where they cannot be."""
+        return Tiling.parse(self.tiles, self.overlap, self.image_size)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GoodParts:
-    """Model inputs of one category, split once."""
+    """Good images of one category at the size of frames, split once."""
 
     category: str
     train: UInt8  # [N, H, W, 3]
     held_out: UInt8  # [M, H, W, 3]
+
+    def cut(self, tiling: Tiling) -> GoodParts:
+        """The same as model inputs, those of an image together."""
+        return GoodParts(self.category, tiling.cut_all(self.train), tiling.cut_all(self.held_out))
 
 
 def load_good(
@@ -204,6 +225,7 @@ def configuration_of(settings: TrainSettings, categories: int) -> dict[str, Any]
         "whitened": settings.whitened,
         "bank": {"rows": settings.bank_rows} if has_bank(settings) else None,
         "scorer": settings.scorer and has_features,
+        **settings.tiling.configuration(),
         **settings.options,
         # Distances to a bank decide plans and base maps; bf16 features moved them across thresholds
         # and saved a twentieth of the time, so start stays in single precision where there is one.
@@ -228,7 +250,7 @@ def _projection(settings: TrainSettings) -> dict[str, Any]:
 
 
 def _stack(items: Sequence[Item], settings: TrainSettings) -> UInt8:
-    return np.stack([load_model_input(item, settings.image_size) for item in items])
+    return np.stack([load_model_input(item, settings.tiling.frame_size) for item in items])
 
 
 def load_recipe(path: Path | None, changes: dict[str, Any]) -> TrainSettings:

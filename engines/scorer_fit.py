@@ -58,22 +58,30 @@ class Pool:
 
 
 def draw_pool(
-    images: Tensor, categories: Tensor, count: int, seed: int, *, unknown: int, dropout: float
+    images: Tensor,
+    categories: Tensor,
+    count: int,
+    seed: int,
+    *,
+    unknown: int,
+    dropout: float,
+    tiles: int = 1,
 ) -> Pool:
     """``count`` images, as many of each category, about 60 % with a synthetic anomaly.
 
-    images u8 [N, H, W, 3], categories i64 [N]; each is shifted and re-toned a little first.
+    images u8 [N, H, W, 3], categories i64 [N]; each is shifted and re-toned a little first. Of
+    images in ``tiles`` those of one lie together.
     """
     rng = np.random.default_rng(seed)
     rows = [torch.nonzero(categories == c)[:, 0].numpy() for c in torch.unique(categories)]
-    half = half_of(torch.arange(len(images))).numpy()
+    half = half_of(torch.arange(len(images)), tiles).numpy()
     moved = shifted(images, SHIFT_PX, torch.Generator().manual_seed(seed)).numpy()
     drawn, targets, kinds, halves = [], [], [], []
     for number in range(count):
         own = rows[number % len(rows)]
         donors = rows[rng.integers(len(rows))] if rng.random() < FOREIGN_SHARE else own
         row = int(rng.choice(own))
-        image, target = _made(moved[row], moved[rng.choice(_of_half(donors, half[row]))], rng)
+        image, target = _made(moved[row], moved[rng.choice(_of_half(donors, half, half[row]))], rng)
         drawn.append(image)
         targets.append(target)
         kinds.append(unknown if rng.random() < dropout else int(categories[row]))
@@ -82,9 +90,9 @@ def draw_pool(
     return Pool(*made, torch.tensor(kinds), torch.tensor(np.array(halves)))
 
 
-def _of_half(rows: np.ndarray, half: int) -> np.ndarray:
+def _of_half(rows: np.ndarray, halves: np.ndarray, half: int) -> np.ndarray:
     """Those rows whose patches the bank of the other half has not seen; all where there is none."""
-    own = rows[half_of(torch.from_numpy(rows)).numpy() == half]
+    own = rows[halves[rows] == half]
     return own if len(own) else rows
 
 

@@ -112,7 +112,7 @@ def calibrate_bundle(
 def unseen_good(
     bundle: Bundle, data: Path, categories: Sequence[str] | None
 ) -> dict[str, list[UInt8]]:
-    """Model inputs of the good images whose bytes the bundle was not trained on, by category."""
+    """Good images, at the size of frames, that the bundle was not trained on, by category."""
     from engines.dataset import categories as find_categories
     from engines.dataset import good_items, load_model_input
     from engines.images import fingerprint
@@ -120,7 +120,7 @@ def unseen_good(
     seen = set(bundle.manifest.training.get("trained_on", ()))
     unseen: dict[str, list[UInt8]] = {}
     for name in categories or find_categories(data):
-        loaded = (load_model_input(i, bundle.manifest.image_size) for i in good_items(data, name))
+        loaded = (load_model_input(i, bundle.frame_size) for i in good_items(data, name))
         unseen[name] = [image for image in loaded if fingerprint(image) not in seen]
         if not unseen[name]:
             raise BadData(
@@ -140,9 +140,12 @@ def _with_parity_frames(
 
     with open_backend(bundle, ENGINE, REFERENCE) as engine:
         judged = calibration.entries[engine.key]
-        frames = choose_frames(
-            bundle, engine, calibration, {n: h for n, h in held_out.items() if n in judged}, seed
-        )
+        rows = {
+            name: [tile for image in images for tile in bundle.tiling.cut(image)]
+            for name, images in held_out.items()
+            if name in judged
+        }
+        frames = choose_frames(bundle, engine, calibration, rows, seed)
     save_frames(frames, bundle.folder)
     return reseal(bundle)
 

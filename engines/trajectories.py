@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Walked:
-    """Frames along one plan, and where they might have stopped."""
+    """Rows along one plan, and where they might have stopped; tiles of a frame lie together."""
 
     scores: Float32  # [N, steps + 1] after 0, 1, ... calls; NaN where there is no evidence yet
     is_good: NDArray[np.bool_]  # [N]: no synthetic anomaly
     steps_min: int = 0
     steps_unit: int = 1
+    tiles: int = 1  # rows of a frame
 
     @property
     def steps(self) -> int:

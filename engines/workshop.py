@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from engines.bundle import Bundle
     from engines.recipe import GoodParts, Progress, TrainSettings
 
-SHARED = ("codec", "bank", "scorer", "image_size", "categories")  # what a bundle must agree in
+# What a bundle must agree in that is built upon.
+SHARED = ("codec", "bank", "scorer", "image_size", "tiles", "categories")
 TAKEN = ("codec.", "bank.", "scorer.")  # weights that --from takes over
 DIFFERENCE_SHARE = 0.25  # of the scorer's pool and minutes, for its second part
 
@@ -77,7 +78,8 @@ def train_bundle(
         take_over(method, source, parts, configuration)
     folder = out.with_name(f"{out.name}.training")
     open_run(folder, settings, parts, source.bundle_id if source else "", resume=resume)
-    run = _Run(method, parts, settings, folder, resume=resume, progress=progress)
+    rows = [part.cut(settings.tiling) for part in parts]
+    run = _Run(method, rows, settings, folder, resume=resume, progress=progress)
     if source is None:
         run.fit_eyes()
     reached = run.fit_denoiser()
@@ -123,7 +125,10 @@ def trained_on(parts: Sequence[GoodParts]) -> list[str]:
 
 
 class _Run:
-    """One training run: what its stages share, and the stages in their order."""
+    """One training run: what its stages share, and the stages in their order.
+
+    ``parts`` hold model inputs: tiles, where frames are cut.
+    """
 
     def __init__(
         self,
@@ -222,7 +227,7 @@ class _Run:
     def _halves(self) -> HalvedBank | None:
         if self.method.bank is None:
             return None
-        half = half_of(torch.arange(len(self.images)))
+        half = half_of(torch.arange(len(self.images)), self.settings.tiling.count)
         own = [half[self.ids == category] for category in range(len(self.parts))]
         return HalvedBank(self._patches, own, self.settings.bank_rows, self.settings.seed)
 
@@ -246,6 +251,7 @@ class _Run:
             seed,
             unknown=len(self.parts),
             dropout=self.settings.label_dropout,
+            tiles=self.settings.tiling.count,
         )
 
 

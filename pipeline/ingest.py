@@ -47,7 +47,7 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
     BadConfig or BadBundle for what the settings name.
     """
     chosen = settings.camera(camera)
-    size = open_bundle(settings.bundle).manifest.image_size
+    size = open_bundle(settings.bundle).frame_size
     port = settings.metrics.port_of(ROLE, settings.camera_names.index(camera))
     with (
         ExitStack() as stack,
@@ -140,7 +140,7 @@ class Intake:
         self._stream = stream
         self._journal = journal
         self._camera = camera
-        self._size = size  # (h, w) of the model input
+        self._size = size  # (h, w) of a frame on the stream
         self._ring = ring  # None: images travel inline
         self._originals = originals
         self._epoch = 0

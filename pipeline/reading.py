@@ -62,6 +62,7 @@ class FrameReader:
         self._consumer = consumer
         self._pulse = pulse
         self._bundle = bundle
+        self._frame_size = bundle.frame_size
         self._settings = settings
         self._stop = stop
         self._fetch = fetch  # of images in shared memory
@@ -218,10 +219,10 @@ class FrameReader:
         entry = entry_from(delivery.fields, self._fetch)
         if entry.frame_id != delivery.frame_id:
             raise BadFrame(f"the entry of {delivery.frame_id} calls itself {entry.frame_id}")
-        if entry.image.shape[:2] != self._bundle.manifest.image_size:
+        if entry.image.shape[:2] != self._frame_size:
             raise BadFrame(
                 f"{entry.frame_id} is a model input of {entry.image.shape[:2]}, the bundle takes "
-                f"{self._bundle.manifest.image_size}; restart ingest with this bundle"
+                f"{self._frame_size}; restart ingest with this bundle"
             )
         if entry.plan >= len(self._bundle.manifest.plans):
             raise BadFrame(f"{entry.frame_id} asks for plan {entry.plan}, which the bundle lacks")

@@ -21,6 +21,7 @@ from engines.contracts import BadBundle, BadConfig
 from engines.costs import CostTable, measure_costs
 from engines.depths import Depths
 from engines.inspector import Inspector
+from engines.mosaic import Mosaic
 from engines.scheduler import Policy, Scheduler
 from pipeline.config import LineSettings, WorkerSettings
 from pipeline.judging import Judge, categories_needed
@@ -73,6 +74,7 @@ def run_worker(settings: LineSettings, stop: threading.Event) -> None:
             backend,
             scheduler=scheduler_of(chosen, bundle, backend.key, costs),
             clock=stream.estimated_now_ns,
+            mosaic=Mosaic.of(bundle, calibrated(bundle), backend.key),
             timer=time.perf_counter_ns,
         )
         inspect(frames, inspector, verdicts)

@@ -18,7 +18,7 @@ from engines.backend import BUCKETS, open_backend
 from engines.bundle import GRAPHS, open_bundle
 from engines.costs import measure_costs
 from pipeline.bench.cameras import PHASES, Costs, is_carried, slowest_ms
-from pipeline.bench.depth import measured_depth
+from pipeline.bench.depth import measured_depth, refuse_tiles
 from pipeline.bench.line import LOAD, around_engine_s
 from pipeline.bench.machine import machine_facts
 from pipeline.bench.report import Report, Result
@@ -114,7 +114,7 @@ def bench_capacity(
     frames: int,
 ) -> Report:
     """Measure engine, host and transport on this machine, then answer."""
-    machine, bundle = machine_facts(), open_bundle(bundle_path)
+    machine, bundle = machine_facts(), refuse_tiles(open_bundle(bundle_path))
     calls_s, depth = _engine_costs(bundle, data)
     costs = Costs(
         calls_s=calls_s,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from engines.contracts import Backend, BadData, Finding, UInt8
+from engines.contracts import Backend, BadBundle, BadData, Finding, UInt8
 from engines.costs import CostTable
 from engines.dataset import evenly, load_model_input, named_categories, test_items
 from engines.images import to_model_input
@@ -39,6 +39,16 @@ FRAMES = 60  # at most, of each kind and category
 DRAWN, SEED = 20, 4242  # of each kind and simulated part, where no folder is given
 PERCENT = 100
 Kinds = tuple[str, list[UInt8], list[UInt8]]  # a category, its good and its defective model inputs
+
+
+def refuse_tiles(bundle: Bundle) -> Bundle:
+    """The bundle itself; BadBundle where it cuts frames: one row is then no frame."""
+    if bundle.tiling.count > 1:
+        raise BadBundle(
+            f"bundle {bundle.folder} cuts frames into {bundle.tiling.count} tiles, and these "
+            "figures are those of single rows; use bench line, which counts frames"
+        )
+    return bundle
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from engines.backend import open_backend
 from engines.bundle import GRAPHS, open_bundle
-from pipeline.bench.depth import Depth, measured_depth
+from pipeline.bench.depth import Depth, measured_depth, refuse_tiles
 from pipeline.bench.machine import machine_facts, matmul_peak
 from pipeline.bench.operations import graph_operations
 from pipeline.bench.report import Report, Result
@@ -80,7 +80,7 @@ def bench_engine(
     peak_side: int = PEAK_SIDE,
 ) -> Report:
     """OpenVINO at each precision against all of them; BadBundle for a bundle without steps."""
-    bundle = open_bundle(bundle_path)
+    bundle = refuse_tiles(open_bundle(bundle_path))
     with open_backend(bundle, "torch", "f32", capacity=max(batches)) as reference:
         trials = [
             _trial(

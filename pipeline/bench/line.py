@@ -23,6 +23,7 @@ from engines.contracts import EngineFault, Frame
 from engines.costs import measure_costs
 from engines.images import to_model_input
 from engines.inspector import Inspector, Part, inspect_all
+from engines.mosaic import Mosaic
 from pipeline.bench.machine import machine_facts
 from pipeline.bench.report import Report, Result, quantiles
 from pipeline.bench.stage import CAMERA, LATE, ROLES, Seen, run_stage, simulator
@@ -107,7 +108,8 @@ def engine_alone(bundle: Bundle, frames: int) -> Alone:
     ) as backend:
         costs = measure_costs(backend, time.monotonic_ns)  # warms every batch size
         scheduler = scheduler_of(chosen, bundle, backend.key, costs)
-        inspector = Inspector(backend, scheduler=scheduler, clock=time.monotonic_ns)
+        mosaic = Mosaic.of(bundle, bundle.calibration(), backend.key)
+        inspector = Inspector(backend, scheduler=scheduler, clock=time.monotonic_ns, mosaic=mosaic)
         cpu_s = time.process_time()
         done = [(time.monotonic_ns(), one.steps) for one in inspect_all(inspector, parts)]
         cpu_s = (time.process_time() - cpu_s) / frames
@@ -161,7 +163,7 @@ def _parts(bundle: Bundle, frames: int) -> Iterator[Part]:
                 frame_id=str(number),
                 category_id=bundle.category_id(frame.category),
                 category=bundle.category_name(frame.category),
-                image=to_model_input(frame.image, bundle.manifest.image_size),
+                image=to_model_input(frame.image, bundle.frame_size),
             )
 
 

@@ -29,11 +29,12 @@ MODEL_SIDE = 256  # of a model input, where the bundle cannot say
 def line_checks(settings: LineSettings) -> list[Check]:
     """Everything that only a configuration can tell."""
     bundle, opened = _open(settings.bundle)
-    height, width = bundle.manifest.image_size if bundle else (MODEL_SIDE, MODEL_SIDE)
+    height, width = bundle.frame_size if bundle else (MODEL_SIDE, MODEL_SIDE)
     frames_open = sum(camera.credits for camera in settings.cameras)
     return [
         opened,
         *([calibrated(settings, bundle)] if bundle else []),
+        *(slots(settings, bundle) if bundle else []),
         *server(settings, height * width * 3, frames_open),
         *(check for camera in settings.cameras for check in camera_checks(camera, settings)),
         *_archive(settings),
@@ -69,6 +70,15 @@ def calibrated(settings: LineSettings, bundle: Bundle) -> Check:
     except InspectionError as error:
         return required("calibration", False, str(error), mend)
     return required("calibration", True, f"{calibration.calibration_id} for {key}", "")
+
+
+def slots(settings: LineSettings, bundle: Bundle) -> list[Check]:
+    """Whether one frame fits into a worker; where frames are not cut there is nothing to check."""
+    tiles, there = bundle.tiling.count, settings.worker.slots
+    if tiles == 1:
+        return []
+    mend = f"Set worker.slots to {tiles} or more."
+    return [required("slots", there >= tiles, f"{there}, a frame has {tiles} tiles", mend)]
 
 
 def server(settings: LineSettings, frame_bytes: int, frames_open: int) -> list[Check]:

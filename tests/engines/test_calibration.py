@@ -29,6 +29,7 @@ from engines.contracts import (
 )
 from engines.masks import mask_of, regions
 from engines.tail import Tail
+from engines.tiles import Tiling
 from engines.trajectories import Walked
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def bundle_of(*categories: str) -> Bundle:
     """As much of a bundle as a calibration reads."""
     bundle = SimpleNamespace(
         bundle_id="0123456789ab",
+        tiling=Tiling((SIZE, SIZE)),
         manifest=SimpleNamespace(
             categories=categories, plans=(None,) * PLANS, steps_min=0, steps_unit=1
         ),

@@ -26,6 +26,7 @@ from engines.evaluation import Evaluation, evaluate_on, to_markdown
 from engines.images import decode_image, encode_png
 from engines.metrics import ranking_metrics
 from engines.tables import Row, mean_row
+from engines.tiles import Tiling
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,6 +132,8 @@ def bundle_of(calibration: Calibration | None = None) -> Bundle:
     plans = (SimpleNamespace(levels=()), SimpleNamespace(levels=(1, 0)))
     bundle = SimpleNamespace(
         bundle_id="0123456789ab",
+        tiling=Tiling((SIZE, SIZE)),
+        frame_size=(SIZE, SIZE),
         manifest=SimpleNamespace(
             method="brightness",
             categories=known,
