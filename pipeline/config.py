@@ -239,14 +239,17 @@ class DashboardSettings(Settings):
 
 
 class MetricsSettings(Settings):
-    """/metrics: the sink on ``port``, workers from + 1, `run` + 32, cameras from + 33; 0 = off."""
+    """/metrics: the sink on ``port``, workers from + 1, page + 31, `run` + 32, cameras from + 33.
+
+    0 = off.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 0
 
     def port_of(self, role: str, index: int = 0) -> int:
         """Port of one process of a role; 0 where metrics are off."""
-        places = {"sink": 0, "inspect": 1, "run": 32, "ingest": 33}
+        places = {"sink": 0, "inspect": 1, "dashboard": 31, "run": 32, "ingest": 33}
         return self.port and self.port + places[role] + index
 
 

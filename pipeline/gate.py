@@ -85,7 +85,7 @@ class GateKeeper:
                 looked_s, wait_s = time.monotonic() + BACK_OFF_S, BACK_OFF_S
                 continue
             self.lateness.note((time.monotonic() - looked_s - wait_s) * 1000)
-            facts.gauge("gate_lateness_ms", self.lateness.ms)
+            facts.gauge("gate_lateness_seconds", self.lateness.ms / 1e3)
             looked_s, wait_s = began_s, self.pause_ms / 1000
 
     @property

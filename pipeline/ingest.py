@@ -48,10 +48,9 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
     """
     chosen = settings.camera(camera)
     size = open_bundle(settings.bundle).frame_size
-    port = settings.metrics.port_of(ROLE, settings.camera_names.index(camera))
     with (
         ExitStack() as stack,
-        reporting(ROLE, settings.log_level, settings.metrics.host, port),
+        reporting(ROLE, settings, settings.camera_names.index(camera)),
         open_stream(settings.redis.address(), settings.redis.namespace) as stream,
         Journal(journal_path(settings.run_dir, camera)) as journal,
         open_source(chosen.source, camera) as source,
@@ -60,12 +59,14 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
         originals = stack.enter_context(_originals(settings.run_dir, chosen))
         intake = Intake(stream, journal, chosen, size, ring=ring, originals=originals)
         keep = stack.enter_context(_recording(settings.recording, chosen))
+        facts.gauge("camera_connected", 1, camera=camera)  # a live source says so itself
         try:
             for exposure in source.frames(stop):
                 head = intake.take(exposure)
                 keep(_as_known(exposure, head))
                 intake.wait_for_room(stop)
         finally:
+            facts.gauge("camera_connected", 0, camera=camera)
             intake.finish(stop)
             if originals and journal.owed:  # the next start, or the line, removes them
                 originals.leave()
@@ -158,6 +159,7 @@ class Intake:
         frame = self._described(exposure)
         head = head_of(frame) if isinstance(frame, FrameEntry) else frame
         self._journal.add(head)
+        facts.gauge("camera_frame_timestamp_seconds", head.captured_ns / 1e9, camera=head.camera)
         self._waits = True
         if self._originals and not isinstance(exposure, BadExposure):
             self._originals.keep(head.frame_id, exposure.image)
@@ -279,11 +281,13 @@ class Intake:
     def _admit(self, frame: FrameEntry, slot: bytes = b"") -> None:
         self._stream.admit(frame, begun=True, slot=slot, codec=self._camera.codec)
         self._credits -= 1
-        facts.count("frames_captured_total", camera=frame.camera)
+        facts.count("frames_admitted_total", camera=frame.camera, recipe=frame.recipe)
 
     def _refuse(self, head: FrameHead, reason: Reason) -> None:
         self._stream.refuse(undecided(head, reason, self._stream.now_ns()), begun=True)
-        facts.count("frames_refused_total", camera=head.camera, reason=reason)
+        facts.count(
+            "frames_refused_total", camera=head.camera, recipe=head.recipe, reason=reason
+        )
 
     def _has_credit(self) -> bool:
         """Whether one more frame may be open; asks the server only when the last answer is used."""
@@ -324,7 +328,6 @@ class Intake:
         pending = standing.open | standing.unacted.keys()
         self._journal.settle([frame for frame in owed if frame not in pending], standing.acted)
         self._waits = not standing.open.isdisjoint(owed)
-        facts.gauge("frames_open", len(standing.open), camera=self._camera.name)
 
     def _lose(self, error: StreamLost) -> None:
         if self._failures and time.monotonic() < self._retry_at:

@@ -115,6 +115,7 @@ class FrameReader:
         tick_s = now - self._beat_s
         self._longest_tick_s = max(tick_s, 0.98 * self._longest_tick_s)  # slowly forgotten
         self._beat_s = now
+        facts.observe("loop_turn_seconds", tick_s)
 
     # -- for the writer ------------------------------------------------------------------------
 
@@ -171,6 +172,7 @@ class FrameReader:
             mine = [held.delivery for held in self._held.values()]
         self._pulse.beat(ROLE, self._consumer, str(len(mine)))
         facts.gauge("frames_in_flight", len(mine))
+        facts.gauge("worker_beat_timestamp_seconds", time.time())
         if mine:
             self._stream.renew(self._consumer, mine)
 

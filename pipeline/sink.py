@@ -10,11 +10,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 
-from engines.contracts import Reason
 from pipeline.acted import Acted
 from pipeline.config import LineSettings
 from pipeline.gate import GateKeeper
@@ -22,8 +21,9 @@ from pipeline.lanes import Lane, outlasting_loss
 from pipeline.outputs import OutputLane, open_outputs
 from pipeline.outputs.reject import FileReject, NoReject, RejectSignal
 from pipeline.pulse import Pulse
+from pipeline.soundings import Soundings, tell_verdict
 from pipeline.stream import Stream, VerdictDelivery, ledger_field, open_stream
-from pipeline.telemetry import facts, reporting
+from pipeline.telemetry import reporting
 
 ROLE = "sink"
 READ_MAX = 32  # verdicts per camera and read
@@ -42,15 +42,16 @@ def run_sink(settings: LineSettings, stop: threading.Event) -> None:
     url, namespace = settings.redis.address(), settings.redis.namespace
     gates_ms = {camera.name: camera.gate_ms for camera in settings.cameras}
     keeping = (settings.camera_names, settings.sinks.margin_ms, gates_ms)
-    metrics = settings.metrics
     with (
-        reporting(ROLE, settings.log_level, metrics.host, metrics.port_of(ROLE)),
+        reporting(ROLE, settings),
         open_stream(url, namespace) as stream,
         closing(Pulse(url, namespace)) as pulse,
         Acted(settings.run_dir / "sink.acted") as acted,
         Lane("gate", GateKeeper(stream, *keeping).run) as gate,
+        _soundings(stream, pulse, settings),
     ):
-        inbox = Inbox(stream, settings.camera_names, f"{ROLE}:{settings.line}", acted, stop)
+        group = f"{ROLE}:{settings.line}"
+        inbox = Inbox(stream, settings.camera_names, group, acted, stop, gates_ms=gates_ms)
         signs = Signs(gate, pulse, _reject_signal(settings), settings.line)
         with open_outputs(settings) as outputs:
             distribute(inbox, signs, outputs)
@@ -107,12 +108,15 @@ class Inbox:
         group: str,
         acted: Acted,
         stop: threading.Event,
+        *,
+        gates_ms: Mapping[str, float] | None = None,
     ) -> None:
         self._stream = stream
         self._cameras = cameras
         self._group = group
         self._acted = acted
         self._stop = stop
+        self._gates_ms = gates_ms or {}
         self._patiently = outlasting_loss(ROLE, stop)
         self._owed: dict[str, Owed] = {}  # by frame_id
         self._done: deque[VerdictDelivery] = deque()
@@ -137,8 +141,7 @@ class Inbox:
     def owe(self, delivery: VerdictDelivery, outputs: int) -> Callable[[], None]:
         """Note that so many outputs will act; each calls what is returned once it is done."""
         frame_id = delivery.verdict.frame_id
-        if delivery.verdict.reason is Reason.DEADLINE:
-            facts.count("verdicts_late_total", camera=delivery.camera)
+        tell_verdict(delivery.verdict, self._gates_ms.get(delivery.camera))
 
         def sign() -> None:
             with self._lock:
@@ -177,6 +180,15 @@ class Inbox:
             self._done.append(delivery)
             return False
         return True
+
+
+def _soundings(
+    stream: Stream, pulse: Pulse, settings: LineSettings
+) -> AbstractContextManager[object]:
+    """The thread that looks at the line as a whole, where /metrics is served."""
+    if not settings.metrics.port:
+        return nullcontext()
+    return Lane("soundings", Soundings(stream, pulse, settings).run)
 
 
 def _reject_signal(settings: LineSettings) -> RejectSignal:

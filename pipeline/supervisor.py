@@ -46,7 +46,7 @@ def run_line(
     """
     metrics = settings.metrics
     with ExitStack() as stack:
-        stack.enter_context(serve_metrics(metrics.host, metrics.port_of("run")))
+        stack.enter_context(serve_metrics("run", metrics.host, metrics.port_of("run")))
         if not isinstance(server, Server):
             server = stack.enter_context(line_server(settings, server))
         stream = stack.enter_context(open_stream(server.url, settings.redis.namespace))

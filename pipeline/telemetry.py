@@ -1,8 +1,8 @@
 """Facts in, numbers and events out: Prometheus at /metrics, JSON lines on stderr.
 
-Rooms state plain facts (``facts.count("frames_captured_total", camera=...)``); this file alone
-knows who phrases them. Every name is declared below with its labels, so labels stay bounded by
-construction: a frame id can be an event's field, never a label.
+Rooms state plain facts (``facts.count("frames_admitted_total", camera=...)``); this file alone
+knows who phrases them. Every name is a row of ``pipeline.metrics``, which also bounds its labels: a
+frame id can be an event's field, never a label. A process serves the rows of its role.
 """
 
 from __future__ import annotations
@@ -11,55 +11,29 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    start_http_server,
+)
 
 from engines.contracts import BadConfig
+from pipeline.metrics import PREFIX, TABLE, Labels, Metric
 
-LATENCY_MS = (5, 10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500, 750, 1000)
-STEPS = (0, 1, 2, 3, 4, 6, 8, 10, 15, 20, 30, 50)
-LEVELS = (0, 2, 4, 6, 8, 10, 20, 40, 60, 80, 100, 150, 250, 350, 500, 750)
+if TYPE_CHECKING:
+    from pipeline.config import LineSettings
 
-# name -> (what it says, its labels)
-COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "frames_captured_total": ("Frames admitted to the stream.", ("camera",)),
-    "frames_refused_total": ("Frames answered by ingest itself, by reason.", ("camera", "reason")),
-    "frames_quarantined_total": ("Entries set aside after failing again and again.", ("camera",)),
-    "images_lost_total": ("Images no longer where their camera had left them.", ("camera",)),
-    "entries_reclaimed_total": ("Entries taken over from a silent worker.", ("camera",)),
-    "verdicts_total": ("Verdicts written by this process, by decision.", ("camera", "decision")),
-    "verdicts_stale_total": ("Answers refused: the frame was answered already.", ("camera",)),
-    "verdicts_late_total": ("Frames the gate keeper had to answer.", ("camera",)),
-    "verdicts_acted_total": ("Verdicts an output has acted on.", ("output",)),
-    "outputs_overrun_total": ("Verdicts an output was too slow to take.", ("output",)),
-    "outputs_failed_total": ("Verdicts an output could not act on.", ("output",)),
-    "originals_missed_total": (
-        "Full exposures not kept, or gone before they were archived.",
-        ("camera", "reason"),
-    ),
-    "stream_lost_total": ("Times the server went away.", ("role",)),
-    "roles_restarted_total": ("Processes the supervisor started again.", ("role",)),
-}
-GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "frames_open": ("Frames admitted and not yet answered.", ("camera",)),
-    "frames_in_flight": ("Rows in the inspector.", ()),
-    "archive_bytes": ("Size of the archive folder.", ()),
-    "gate_lateness_ms": ("How late the gate keeper was of late, and is early now.", ()),
-    "clock_uncertainty_ms": ("How well the server's clock is known.", ()),
-}
-HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {
-    "latency_ms": (
-        "Time a frame spent in a stage; total = camera to verdict.",
-        ("stage",),
-        LATENCY_MS,
-    ),
-    "tick_ms": ("Time of one turn of the inspection loop.", (), LATENCY_MS),
-    "steps": ("Denoiser calls made for one frame.", (), STEPS),
-    "level": ("Noise level of one frame, unless it left before any.", (), LEVELS),
-}
+_Kind = TypeVar("_Kind", Counter, Gauge, Histogram)
+PROCESS = "process_"  # rows that the client library fills by itself
+disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series for nobody
 
 
 class Facts:
@@ -67,21 +41,25 @@ class Facts:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._counters = {
-            name: Counter(f"assayline_{name}", text, labels, registry=self.registry)
-            for name, (text, labels) in COUNTERS.items()
-        }
-        self._gauges = {
-            name: Gauge(f"assayline_{name}", text, labels, registry=self.registry)
-            for name, (text, labels) in GAUGES.items()
-        }
-        self._histograms = {
-            name: Histogram(
-                f"assayline_{name}", text, labels, buckets=edges, registry=self.registry
-            )
-            for name, (text, labels, edges) in HISTOGRAMS.items()
+        self._labels = Labels()
+        self._made = {
+            row.name: _made(row, self.registry) for row in TABLE if not row.name.startswith(PROCESS)
         }
         self.speak_as("assayline", "warning")
+
+    def of_role(self, role: str) -> CollectorRegistry:
+        """What a process of this role serves: its own rows, so that no other's stand there at 0."""
+        served = CollectorRegistry()
+        for row in TABLE:
+            if role in row.roles and row.name in self._made:
+                served.register(self._made[row.name])
+        ProcessCollector(PREFIX.rstrip("_"), registry=served)
+        return served
+
+    def expect(self, **values: Iterable[str]) -> None:
+        """Keep places for the label values that a line's settings name."""
+        for label, names in values.items():
+            self._labels.expect(label, names)
 
     def speak_as(self, role: str, level: str = "info") -> None:
         """Name this process in its events and set the least level that is written."""
@@ -97,24 +75,40 @@ class Facts:
             wrapper_class=structlog.make_filtering_bound_logger(_number(level)),
         ).bind(role=role)
 
-    def count(self, name: str, amount: float = 1, **labels: str) -> None:
-        """Add to a counter of COUNTERS; an undeclared name or label is a KeyError or ValueError."""
-        counter = self._counters[name]
-        (counter.labels(**labels) if labels else counter).inc(amount)
+    def count(self, name: str, amount: float = 1, /, **labels: str | None) -> None:
+        """Add to a counter; an undeclared name or label is a KeyError or ValueError."""
+        self._of(name, Counter, labels).inc(amount)
 
-    def gauge(self, name: str, value: float, **labels: str) -> None:
-        """Set a gauge of GAUGES."""
-        gauge = self._gauges[name]
-        (gauge.labels(**labels) if labels else gauge).set(value)
+    def gauge(self, name: str, value: float, /, **labels: str | None) -> None:
+        """Set a gauge."""
+        self._of(name, Gauge, labels).set(value)
 
-    def observe(self, name: str, value: float, **labels: str) -> None:
-        """Put one value into a histogram of HISTOGRAMS, in the unit its name ends with."""
-        histogram = self._histograms[name]
-        (histogram.labels(**labels) if labels else histogram).observe(value)
+    def observe(self, name: str, value: float, /, **labels: str | None) -> None:
+        """Put one value into a histogram, in the unit that the table says."""
+        self._of(name, Histogram, labels).observe(value)
 
     def event(self, name: str, level: str = "info", **fields: Any) -> None:  # noqa: ANN401 - fields
         """Write one JSON line to stderr, where the level is at least the configured one."""
         self._log.log(_number(level), name, **fields)
+
+    def _of(self, name: str, kind: type[_Kind], labels: Mapping[str, str | None]) -> _Kind:
+        """The series of a metric with these labels, their values bounded."""
+        metric = self._made[name]
+        if not isinstance(metric, kind):
+            raise KeyError(f"{name} is no {kind.__name__.lower()}")
+        bounded = {label: self._labels.bounded(label, value) for label, value in labels.items()}
+        return metric.labels(**bounded) if bounded else metric
+
+
+def _made(row: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+    name, text = f"{PREFIX}{row.name}", row.meaning
+    match row.kind:
+        case "counter":
+            return Counter(name, text, row.labels, registry=registry)
+        case "gauge":
+            return Gauge(name, text, row.labels, registry=registry)
+        case "histogram":
+            return Histogram(name, text, row.labels, registry=registry, buckets=row.buckets)
 
 
 def _number(level: str) -> int:
@@ -131,7 +125,7 @@ facts = Facts()
 
 
 @contextlib.contextmanager
-def serve_metrics(host: str, port: int) -> Iterator[int]:
+def serve_metrics(role: str, host: str, port: int) -> Iterator[int]:
     """Serve /metrics of this process while inside; port 0 serves nothing. Yields the port.
 
     BadConfig where nobody can listen there.
@@ -140,7 +134,7 @@ def serve_metrics(host: str, port: int) -> Iterator[int]:
         yield 0
         return
     try:
-        server, thread = start_http_server(port, addr=host, registry=facts.registry)
+        server, thread = start_http_server(port, addr=host, registry=facts.of_role(role))
     except OSError as error:
         reason = error.strerror or error
         raise BadConfig(
@@ -156,10 +150,12 @@ def serve_metrics(host: str, port: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def reporting(role: str, level: str, host: str, port: int) -> Iterator[None]:
-    """Report as ``role`` while inside: events from ``level`` on, and /metrics."""
-    facts.speak_as(role, level)
-    with serve_metrics(host, port):
+def reporting(role: str, settings: LineSettings, index: int = 0) -> Iterator[None]:
+    """Report as the ``index``-th process of ``role`` while inside: events, and /metrics."""
+    facts.speak_as(role, settings.log_level)
+    facts.expect(camera=settings.camera_names, recipe=(one.recipe for one in settings.cameras))
+    metrics = settings.metrics
+    with serve_metrics(role, metrics.host, metrics.port_of(role, index)):
         facts.event("started", pid=os.getpid())
         yield
         facts.event("ended")

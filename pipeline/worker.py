@@ -29,7 +29,7 @@ from pipeline.pulse import Pulse
 from pipeline.reading import ROLE, FrameReader
 from pipeline.shared import FrameRings
 from pipeline.stream import open_stream
-from pipeline.telemetry import reporting
+from pipeline.telemetry import facts, reporting
 from pipeline.writing import VerdictWriter
 
 
@@ -42,9 +42,8 @@ def run_worker(settings: LineSettings, stop: threading.Event) -> None:
     bundle, chosen = open_bundle(settings.bundle), settings.worker
     url, namespace = settings.redis.address(), settings.redis.namespace
     consumer = f"{socket.gethostname()}-{os.getpid()}"
-    metrics = settings.metrics
     with (
-        reporting(ROLE, settings.log_level, metrics.host, metrics.port_of(ROLE, chosen.index)),
+        reporting(ROLE, settings, chosen.index),
         open_stream(url, namespace) as stream,
         open_backend(
             bundle,
@@ -113,6 +112,9 @@ def _judge(settings: LineSettings, bundle: Bundle, backend_key: str) -> Judge:
     calibration = calibrated(bundle)
     named = categories_needed(bundle, [camera.category for camera in settings.cameras])
     calibration.require(backend_key, named, bundle.bundle_id)
+    for category, entry in calibration.entries[backend_key].items():
+        promised = entry.evidence.max_false_reject
+        facts.gauge("false_reject_promise_ratio", promised, category=category)
     return Judge(calibration, bundle.bundle_id, backend_key, calibration.calibration_id)
 
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from engines.contracts import Finding
+from engines.contracts import Finding, Verdict
 from pipeline.judging import Answer, Judge
 from pipeline.lanes import Lane, outlasting_loss
+from pipeline.metrics import STAGES
 from pipeline.reading import FrameReader, Held
 from pipeline.stream import Stream
 from pipeline.telemetry import facts
@@ -111,13 +112,7 @@ class VerdictWriter:
         if not written:  # another worker owns it now, or the gate keeper has answered it
             facts.count("verdicts_stale_total", camera=verdict.camera)
             return
-        facts.count("verdicts_total", camera=verdict.camera, decision=verdict.decision)
-        facts.observe("steps", verdict.steps)
-        if verdict.level is not None and verdict.level >= 0:
-            facts.observe("level", verdict.level)
-        facts.observe("latency_ms", write_ms, stage="write")
-        for stage, value_ms in verdict.latency_ms.items():
-            facts.observe("latency_ms", value_ms, stage=stage)
+        _tell(verdict, write_ms)
         facts.event(
             "verdict",
             level="debug" if verdict.decision == "PASS" else "info",
@@ -129,6 +124,18 @@ class VerdictWriter:
             steps=verdict.steps,
             total_ms=round(verdict.latency_ms["total"], 1),
         )
+
+
+def _tell(verdict: Verdict, write_ms: float) -> None:
+    """What this worker did for a frame; its time as a whole is told by the sink."""
+    place = {"camera": verdict.camera, "recipe": verdict.recipe}
+    facts.count("verdicts_written_total", decision=verdict.decision, **place)
+    facts.observe("depth_steps", verdict.steps, **place)
+    if verdict.level is not None and verdict.level >= 0:
+        facts.observe("noise_level", verdict.level, **place)
+    for stage, value_ms in {**verdict.latency_ms, "write": write_ms}.items():
+        if stage in STAGES:
+            facts.observe("stage_seconds", value_ms / 1e3, camera=verdict.camera, stage=stage)
 
 
 def _stages_ms(held: Held, found_ns: int) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from engines.contracts import BadConfig
 from pipeline.dashboard.feed import ROLE, Feed
-from pipeline.telemetry import facts
+from pipeline.telemetry import reporting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,14 +38,14 @@ def run_dashboard(
     from pipeline.dashboard.web import build_app, serve
 
     os.nice(NICENESS)
-    facts.speak_as(ROLE, settings.log_level)
     feed, done = Feed(settings), threading.Event()
     crops = {camera.name: camera.crop for camera in settings.cameras}
     app = build_app(feed, settings.line, crops)
     reader = threading.Thread(target=feed.run, args=(done,), name="feed", daemon=True)
-    reader.start()
-    try:
-        serve(app, settings.dashboard.host, settings.dashboard.port, stop, on_ready)
-    finally:
-        done.set()
-        reader.join(timeout=5)
+    with reporting(ROLE, settings):
+        reader.start()
+        try:
+            serve(app, settings.dashboard.host, settings.dashboard.port, stop, on_ready)
+        finally:
+            done.set()
+            reader.join(timeout=5)

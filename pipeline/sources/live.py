@@ -47,11 +47,13 @@ def reconnecting(
                 return
             raise
         facts.event("camera_connected", camera=camera)
+        facts.gauge("camera_connected", 1, camera=camera)
         with closing(session):
             try:
                 yield from session.exposures(stop)
             except SourceLost as error:
                 facts.event("camera_lost", level="warning", camera=camera, reason=str(error))
+                facts.gauge("camera_connected", 0, camera=camera)
 
 
 def _attempts(camera: str, give_up_s: float, stop: threading.Event) -> tenacity.Retrying:

@@ -116,12 +116,13 @@ def answered(stream: Stream, count: int, camera: str = "left") -> dict[str, Verd
 
 def test_depth_is_in_the_metrics(line: LineSettings, stream: Stream) -> None:
     """Level and calls of every frame are observed, as its verdict says them."""
-    names = ("assayline_level_sum", "assayline_level_count", "assayline_steps_sum")
-    before = [facts.registry.get_sample_value(name) or 0.0 for name in names]
+    place = {"camera": "left", "recipe": "thin"}
+    told = [f"assayline_{n}" for n in ("noise_level_sum", "noise_level_count", "depth_steps_sum")]
+    before = [facts.registry.get_sample_value(name, place) or 0.0 for name in told]
     with working(line):
         stream.admit(entry(stream, 1, bad_part(3, (64, 96))))
         (seen,) = answered(stream, 1).values()
-    after = [facts.registry.get_sample_value(name) or 0.0 for name in names]
+    after = [facts.registry.get_sample_value(name, place) or 0.0 for name in told]
     assert seen.verdict.level is not None
     grown = [one - other for one, other in zip(after, before, strict=True)]
     assert grown == [seen.verdict.level, 1, seen.verdict.steps]
