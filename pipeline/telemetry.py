@@ -26,7 +26,8 @@ from prometheus_client import (
 )
 
 from engines.contracts import BadConfig
-from pipeline.metrics import PREFIX, TABLE, Labels, Metric
+from pipeline.labels import Labels
+from pipeline.metrics import PREFIX, TABLE, Metric
 
 if TYPE_CHECKING:
     from pipeline.config import LineSettings

@@ -11,8 +11,8 @@ from typing import NamedTuple, Self
 
 from engines.contracts import Finding, Verdict
 from pipeline.judging import Answer, Judge
+from pipeline.labels import STAGES
 from pipeline.lanes import Lane, outlasting_loss
-from pipeline.metrics import STAGES
 from pipeline.reading import FrameReader, Held
 from pipeline.stream import Stream
 from pipeline.telemetry import facts

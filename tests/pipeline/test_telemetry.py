@@ -11,10 +11,11 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pipeline.labels import CLOSED, NONE, OPEN_MAX, OTHER, ROLES, Labels
 from prometheus_client.parser import text_string_to_metric_families
 
 from engines.contracts import BadConfig, Decision, Reason
-from pipeline.metrics import CLOSED, METRICS, NONE, OPEN_MAX, OTHER, ROLES, TABLE, Labels
+from pipeline.metrics import METRICS, TABLE
 from pipeline.telemetry import Facts, facts, serve_metrics
 
 BASE_UNITS = ("_seconds", "_bytes", "_ratio", "_frames", "_steps")
