@@ -19,8 +19,10 @@ from engines.backend import open_backend
 from engines.bundle import Bundle, GraphsSpec, seal
 from engines.calibration_fit import fit_calibration
 from engines.images import encode_png
+from engines.tiles import Tiling
 
 SIZE = (16, 16)
+UNCUT = Tiling(SIZE)
 CATEGORY = "plate"
 STATE = "float[B,1,16,16] {p}latent, float[B,1,16,16] {p}estimate, int32[B] {p}steps_left"
 TABLE = "int32[B] {p}plan, int32[B] {p}level, int64[B] {p}category"
@@ -59,15 +61,15 @@ finish (float[B,1,16,16] estimate) => (float[B,16,16] anomaly_map, float[B] anom
 """
 
 
-def write_tiny_bundle(folder: Path) -> Bundle:
-    """A calibrated bundle of the method "grey"."""
+def write_tiny_bundle(folder: Path, tiling: Tiling = UNCUT) -> Bundle:
+    """A calibrated bundle of the method "grey"; its frames are cut by ``tiling``."""
     folder.mkdir(parents=True, exist_ok=True)
     outputs = ", ".join((STATE, TABLE)).format(p="next_")
     for name, text in (("start", START % outputs), ("step", STEP), ("finish", FINISH)):
         onnx.save(onnx.parser.parse_model(HEAD + text), folder / f"{name}.onnx")
-    bundle = seal(folder, _manifest())
+    bundle = seal(folder, _manifest() | {"configuration": tiling.configuration()})
     with open_backend(bundle, "openvino", "f32") as backend:
-        good = {CATEGORY: [good_part(seed) for seed in range(80)]}
+        good = {CATEGORY: [good_part(seed, tiling.frame_size) for seed in range(80)]}
         fit_calibration(bundle, backend, good).save(folder / "calibration.json")
     return bundle
 
