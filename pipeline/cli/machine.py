@@ -10,25 +10,50 @@ import typer
 
 from pipeline.cli.terminal import out
 
+NAMESPACE = "assayline"  # what a line has unless it says otherwise
+
 
 def doctor(
     line: Annotated[Path | None, typer.Argument(help="A line's YAML to check as well.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    setup: Annotated[
+        Path | None,
+        typer.Option(help="Make this folder: Redis users, secrets and certificates for each role."),
+    ] = None,
+    host: Annotated[
+        list[str] | None, typer.Option(help="--setup: how roles reach the server; may be repeated.")
+    ] = None,
+    tls: Annotated[bool, typer.Option(help="--setup: with certificates.")] = True,
 ) -> None:
     """Check this machine and a line's Redis, and say how to mend what is wrong.
 
     Example: assayline doctor configs/line.demo.yaml
+
+    Example: assayline doctor --setup access --host redis.plant
     """
     from pipeline.config import load_line
+
+    settings = load_line(line) if line else None
+    if setup is not None:
+        _set_up(setup, settings.redis.namespace if settings else NAMESPACE, host or [], tls=tls)
+        return
     from pipeline.doctor import doctor as examine
     from pipeline.doctor import print_checks
 
-    checks = examine(load_line(line) if line else None)
+    checks = examine(settings)
     if as_json:
         print(json.dumps([check.as_json() for check in checks], indent=1))
     else:
         print_checks(checks, out)
     raise typer.Exit(0 if all(check.ok or not check.required for check in checks) else 1)
+
+
+def _set_up(folder: Path, namespace: str, hosts: list[str], *, tls: bool) -> None:
+    from pipeline.access.setup import set_up
+
+    for handout in set_up(folder, namespace, tuple(hosts or ["localhost"]), tls=tls):
+        out.print(f"{handout.place}: {', '.join(handout.files)}", highlight=False)
+    out.print(f"for the line's YAML: {folder / 'line.redis.yaml'}", highlight=False)
 
 
 def bench(

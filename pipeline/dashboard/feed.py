@@ -63,7 +63,7 @@ class Feed:
         redis = self._settings.redis
         while not stop.is_set():
             try:
-                with open_stream(redis.address(), redis.namespace) as stream:
+                with open_stream(redis.address(ROLE), redis.namespace) as stream:
                     self._follow(stream, stop)
             except InspectionError as error:
                 facts.count("stream_lost_total", role=ROLE)
