@@ -107,6 +107,7 @@ class Server:
     def __init__(self, url: str, folder: Path | None = None, users: Path | None = None) -> None:
         self.url = url  # without a password
         self._folder = folder
+        self._users = users
         self._running = ExitStack()
 
     def __enter__(self) -> Server:
@@ -114,7 +115,6 @@ class Server:
             self.url = self._start(self._folder)
         return self
 
-        self._users = users
     def __exit__(self, *_: object) -> None:
         self._running.close()
 
