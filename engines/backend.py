@@ -38,7 +38,7 @@ DEVICE_BUCKETS = (*BUCKETS, 32, 64)  # of a graphics processor, where many rows 
 START_INPUTS = ("image", "category", "seed", "plan")
 SEED_MASK = (1 << 24) - 1
 PROGRESS = ("steps_left", "plan", "level")
-Precision = str  # "auto", "f32" or "bf16"
+Precision = str  # "auto", "f32", "bf16" or, of TensorRT, "fp16"
 Answer = TypeVar("Answer", Progress, Evidence)
 Anything = TypeVar("Anything")
 
@@ -206,11 +206,16 @@ def _joined(parts: list[Answer]) -> Answer:
     return type(parts[0])(*(np.concatenate([getattr(p, n) for p in parts]) for n in names))
 
 
-def precision_of(requested: Precision | Mapping[str, Precision], graph: GraphName) -> Precision:
-    """The precision asked for one graph; raises BadConfig for one that does not exist."""
+def precision_of(
+    requested: Precision | Mapping[str, Precision],
+    graph: GraphName,
+    known: tuple[Precision, ...] = ("auto", "f32", "bf16"),
+) -> Precision:
+    """The precision asked for one graph; raises BadConfig for one that a backend does not know."""
     wanted = requested if isinstance(requested, str) else requested.get(graph, "auto")
-    if wanted not in ("auto", "f32", "bf16"):
-        raise BadConfig(f"there is no precision {wanted!r}; choose auto, f32 or bf16")
+    if wanted not in known:
+        choice = f"{', '.join(known[:-1])} or {known[-1]}"
+        raise BadConfig(f"there is no precision {wanted!r}; choose {choice}")
     return wanted
 
 
@@ -276,6 +281,23 @@ def _open_openvino(
     )
 
 
+def _open_tensorrt(
+    bundle: Bundle,
+    precision: Precision | Mapping[str, Precision],
+    capacity: int,
+    threads: int | None,
+    cache: Path | None,
+) -> BatchedBackend:
+    del threads  # the GPU computes
+    from engines.backend_tensorrt import open_tensorrt
+
+    wanted = precision_of(precision, "step", ("auto", "f32", "bf16", "fp16"))
+    if wanted == "auto":
+        kinds = [kind for kind in ("bf16", "fp16") if not _is_refused(bundle, f"tensorrt:{kind}")]
+        wanted = [*kinds, "f32"][0]
+    return open_tensorrt(bundle, wanted, capacity, cache or engine_cache(bundle))
+
+
 def _is_refused(bundle: Bundle, key: str) -> bool:
     """Whether a bundle has thresholds, but none for this engine: it failed the parity gate."""
     calibration = bundle.calibration()
@@ -299,5 +321,6 @@ BACKENDS = {
     "openvino": _open_openvino,
     "torch": _open_torch,
     "torch-cuda": _open_torch_cuda,
+    "tensorrt": _open_tensorrt,
     "stub": _open_stub,
 }

@@ -163,7 +163,7 @@ class WorkerSettings(Settings):
     processes: PositiveInt = 1
     index: NonNegativeInt = 0  # which of them this one is; the supervisor says
     backend: Literal["torch", "torch-cuda", "openvino", "tensorrt", "stub"] = "openvino"
-    precision: Literal["auto", "f32", "bf16"] = "auto"
+    precision: Literal["auto", "f32", "bf16", "fp16"] = "auto"  # fp16: of TensorRT
     threads: PositiveInt | None = None  # of the CPU runtime; absent = it chooses
     slots: PositiveInt = 32  # rows in flight
     batch_max: int = Field(default=16, ge=1, le=64)  # rows in one call; a CPU takes 16 at most

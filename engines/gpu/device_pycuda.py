@@ -1,0 +1,254 @@
+"""The device by pycuda; graphs through cuda-bindings, which pycuda's streams are known to as well.
+
+pycuda.autoprimaryctx takes the primary context at import and gives it back at exit. Here the thread
+that opens the device takes it, so nothing happens at import, and closing gives it back.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from engines.contracts import EngineFault
+from engines.gpu.cuda_driver import CudaDriver, CudaGraph, capture_graph, load_driver
+from engines.gpu.device import KERNELS, THREADS, Grid, Kernel, Memory, Unavailable
+from engines.gpu.faults import no_memory, refused
+from engines.gpu.pinned import PinnedBytes
+from engines.gpu.rows import ptx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from engines.gpu.device import Event, Pinned, Stream
+
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING; pycuda has no name for it
+
+
+class PycudaStream:
+    """A stream of pycuda, kept for its calls."""
+
+    def __init__(self, library: PycudaLibrary) -> None:
+        self._library = library
+        self.raw = library.call("Stream", NON_BLOCKING)
+        self.handle = int(self.raw.handle)
+
+    def wait(self, event: Event) -> None:
+        """Let what is queued from now on wait."""
+        self._library.guard("wait_for_event", self.raw.wait_for_event, raw_event(event))
+
+    def synchronise(self) -> None:
+        """Wait for all that was queued."""
+        self._library.guard("synchronize", self.raw.synchronize)
+
+    def close(self) -> None:
+        """Release the stream; pycuda destroys what nobody names any more."""
+        self.raw = None
+
+
+class PycudaEvent:
+    """An event of pycuda."""
+
+    def __init__(self, library: PycudaLibrary, *, timed: bool) -> None:
+        self._library = library
+        flags = library.driver.event_flags
+        self.raw = library.call("Event", flags.DEFAULT if timed else flags.DISABLE_TIMING)
+
+    def record(self, stream: Stream) -> None:
+        """Mark what is queued so far."""
+        self._library.guard("record", self.raw.record, raw_stream(stream))
+
+    def synchronise(self) -> None:
+        """Wait for what was marked."""
+        self._library.guard("synchronize", self.raw.synchronize)
+
+    def elapsed_ms(self, since: Event) -> float:
+        """Time from another mark to this one."""
+        return float(self._library.guard("time_since", self.raw.time_since, raw_event(since)))
+
+    def close(self) -> None:
+        """Release the event."""
+        self.raw = None
+
+
+class PycudaLibrary:
+    """pycuda.driver with its errors as sentences."""
+
+    def __init__(self, driver: Any) -> None:  # noqa: ANN401 - pycuda ships no types
+        self.driver = driver
+
+    def call(self, name: str, *arguments: object, **options: object) -> Any:  # noqa: ANN401
+        """A function or class of pycuda.driver."""
+        return self.guard(name, getattr(self.driver, name), *arguments, **options)
+
+    def guard(self, name: str, call: Callable[..., Any], *arguments: object, **options: Any) -> Any:  # noqa: ANN401
+        """Raises EngineFault for whatever pycuda raises."""
+        try:
+            return call(*arguments, **options)
+        except self.driver.MemoryError as error:
+            raise refused(name, "out of memory") from error
+        except self.driver.Error as error:
+            raise refused(name, _first_line(error)) from error
+
+
+class PycudaDevice:
+    """A GPU through pycuda."""
+
+    def __init__(self, library: PycudaLibrary, graphs: CudaDriver | None, ordinal: int) -> None:
+        self._library, self._graphs = library, graphs
+        self.has_graphs = graphs is not None
+        gpu = library.call("Device", ordinal)
+        self.name = str(library.guard("name", gpu.name))
+        major, minor = library.guard("compute_capability", gpu.compute_capability)
+        self.compute_capability = (int(major), int(minor))
+        self._context = library.guard("retain_primary_context", gpu.retain_primary_context)
+        library.guard("push", self._context.push)
+        self._memory: dict[int, Any] = {}  # pycuda frees what nobody names any more
+        self._module: Any = None
+        self._kernels: dict[str, Any] = {}
+        try:
+            self._module = library.call("module_from_buffer", ptx())
+            self._kernels = {name: self._kernel(name) for name in KERNELS}
+        except EngineFault:
+            self.close()
+            raise
+
+    def memory(self) -> Memory:
+        """What is free now."""
+        free, total = self._library.call("mem_get_info")
+        return Memory(int(free), int(total))
+
+    def allocate(self, size: int) -> int:
+        """Address of new device memory."""
+        try:
+            memory = self._library.driver.mem_alloc(size)
+        except self._library.driver.MemoryError as error:
+            raise no_memory(size) from error
+        except self._library.driver.Error as error:
+            raise refused("mem_alloc", _first_line(error)) from error
+        self._memory[int(memory)] = memory
+        return int(memory)
+
+    def free(self, address: int) -> None:
+        """Give memory back."""
+        self._library.guard("free", self._memory.pop(address).free)
+
+    def pinned(self, size: int) -> PinnedBytes:
+        """Page-locked host memory."""
+        try:
+            memory = self._library.driver.pagelocked_empty(size, "uint8")
+        except self._library.driver.MemoryError as error:
+            raise no_memory(size, "page-locked") from error
+        except self._library.driver.Error as error:
+            raise refused("pagelocked_empty", _first_line(error)) from error
+        return PinnedBytes(memory, partial(self._library.guard, "free", memory.base.free))
+
+    def stream(self) -> PycudaStream:
+        """A stream that waits for no other."""
+        return PycudaStream(self._library)
+
+    def event(self, *, timed: bool = False) -> PycudaEvent:
+        """An event."""
+        return PycudaEvent(self._library, timed=timed)
+
+    def upload(
+        self, address: int, source: Pinned, size: int, stream: Stream, *, offset: int = 0
+    ) -> None:
+        """Copy host to device."""
+        part = memory_of(source)[offset : offset + size]
+        self._library.call("memcpy_htod_async", address, part, raw_stream(stream))
+
+    def download(
+        self, target: Pinned, address: int, size: int, stream: Stream, *, offset: int = 0
+    ) -> None:
+        """Copy device to host."""
+        part = memory_of(target)[offset : offset + size]
+        self._library.call("memcpy_dtoh_async", part, address, raw_stream(stream))
+
+    def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
+        """Copy within the device."""
+        self._library.call("memcpy_dtod_async", target, source, size, raw_stream(stream))
+
+    def fill(self, address: int, value: int, size: int, stream: Stream) -> None:
+        """Set every byte."""
+        self._library.call("memset_d8_async", address, value, size, raw_stream(stream))
+
+    def launch(self, kernel: Kernel, grid: Grid, tensors: int, slots: int, stream: Stream) -> None:
+        """Move rows."""
+        call = self._kernels[kernel].prepared_async_call
+        block = (THREADS, 1, 1)
+        self._library.guard(kernel, call, grid, block, raw_stream(stream), tensors, slots)
+
+    def capture(self, stream: Stream, queue: Callable[[], None]) -> CudaGraph:
+        """What ``queue`` queues on the stream as a graph."""
+        if self._graphs is None:
+            raise EngineFault("pycuda captures no graphs; install cuda-bindings beside it")
+        return capture_graph(self._graphs, stream, queue)
+
+    def close(self) -> None:
+        """Let go of the device; a lost one is let go of too."""
+        for release in self._releases():
+            with suppress(EngineFault):
+                self._library.guard("close", release)
+        self._memory, self._kernels, self._module = {}, {}, None
+
+    def _releases(self) -> Iterator[Callable[[], object]]:
+        """Whatever was not given back, then the context, which is current while this goes on."""
+        yield from (memory.free for memory in self._memory.values())
+        self._memory, self._kernels, self._module = {}, {}, None
+        yield self._context.pop
+        yield self._context.detach
+
+    def _kernel(self, name: str) -> Any:  # noqa: ANN401 - pycuda ships no types
+        function = self._library.guard("get_function", self._module.get_function, name)
+        return function.prepare("PP")
+
+
+def open_device(ordinal: int = 0) -> PycudaDevice:
+    """Raises Unavailable where pycuda is not installed or finds no driver or no such GPU."""
+    try:
+        from pycuda import driver
+    except ModuleNotFoundError as error:
+        raise Unavailable("pycuda is not installed") from error
+    except ImportError as error:  # the driver's library is missing
+        raise Unavailable("pycuda finds no NVIDIA driver on this machine") from error
+    library = PycudaLibrary(driver)
+    try:
+        library.call("init")
+        count = int(library.guard("count", driver.Device.count))
+    except EngineFault as error:
+        raise Unavailable(f"pycuda finds no GPU: {error}") from error
+    if count <= ordinal:
+        raise Unavailable(f"pycuda finds {count} GPUs and no number {ordinal}")
+    return PycudaDevice(library, _graphs(), ordinal)
+
+
+def _graphs() -> CudaDriver | None:
+    """What captures graphs, or nothing where it is not installed."""
+    try:
+        return load_driver()
+    except Unavailable:
+        return None
+
+
+def raw_stream(stream: Stream) -> Any:  # noqa: ANN401 - pycuda ships no types
+    """pycuda's own stream."""
+    assert isinstance(stream, PycudaStream)  # noqa: S101 - streams of two libraries are never mixed
+    return stream.raw
+
+
+def raw_event(event: Event) -> Any:  # noqa: ANN401 - pycuda ships no types
+    """pycuda's own event."""
+    assert isinstance(event, PycudaEvent)  # noqa: S101 - as above
+    return event.raw
+
+
+def memory_of(memory: Pinned) -> Any:  # noqa: ANN401 - an array that pycuda made
+    """The array [size] over page-locked memory."""
+    assert isinstance(memory, PinnedBytes)  # noqa: S101 - as above
+    return memory.memory
+
+
+def _first_line(error: Exception) -> str:
+    """pycuda says "cuMemFree failed: an illegal memory access was encountered"."""
+    return str(error).strip().split("\n", maxsplit=1)[0]
