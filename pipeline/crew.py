@@ -20,14 +20,15 @@ from engines.contracts import ExitCode, InspectionError
 from pipeline.telemetry import facts
 
 PR_SET_PDEATHSIG = 1
-SILENT_S = 10.0  # a worker that stopped beating for so long hangs
+SILENT_S = 10.0  # a process that stopped beating for so long hangs
 QUICK_S = 10.0  # a process that ends sooner counts as a quick crash
-QUICK_MAX = 5  # in a row; then the line gives up
+QUICK_MAX = 5  # in a row, before it has ever worked; then the line gives up
 BACK_OFF_S = (0.0, 0.2, 0.5, 1.0, 2.0)  # before the first, second, ... restart
 # Below the sink and the cameras, which have to be on time; the page is nicer still, by itself.
 NICENESS = {"inspect": 5}
 DISPENSABLE = {"dashboard"}  # inspection goes on without it
 LOG_BYTES = 10_000_000
+# A server that is away comes back; until then its line waits.
 # What another start would not mend: wrong words, wrong data, a bundle or line that cannot be.
 HOPELESS = {ExitCode.USAGE, ExitCode.BAD_DATA, ExitCode.BAD_BUNDLE, ExitCode.BAD_CONFIG}
 
@@ -57,7 +58,9 @@ class Member:
     command: Sequence[str]
     environment: Mapping[str, str]
     log: Path
+    spare_s: float = 0.0  # that it may be silent beyond ``SILENT_S``
     process: subprocess.Popen[bytes] | None = None
+    has_worked: bool = False  # it has beaten, in this life or an earlier one
     started_s: float = 0.0
     restart_s: float = 0.0  # monotonic; when it may start again
     heard_s: float = 0.0  # monotonic; its last sign of life, 0 before the first
@@ -108,8 +111,8 @@ class Member:
             return
         now = time.monotonic()
         if self.process.pid in living:
-            self.heard_s = now
-        elif self.heard_s and now - self.heard_s > SILENT_S:
+            self.heard_s, self.has_worked = now, True
+        elif self.heard_s and now - self.heard_s > SILENT_S + self.spare_s:
             facts.event("hangs", level="error", process=self.label)
             self.process.kill()
 
@@ -134,12 +137,22 @@ class Member:
         if self.ears:
             self.ears.join(1.0)
         facts.event("crashed", level="error", process=self.label, code=code, said=self._last_words)
-        if code in HOPELESS or self.quick_crashes >= QUICK_MAX:
+        if code in HOPELESS or (self.quick_crashes >= QUICK_MAX and self._never_will):
             known = ExitCode(code) if code in list(ExitCode) else ExitCode.FAULT
             times = f" {self.quick_crashes} times in a row" if self.quick_crashes > 1 else ""
             raise GivenUp(f"{self.label} ended with code {code}{times}: {self._last_words}", known)
         back_off_s = BACK_OFF_S[min(self.quick_crashes, len(BACK_OFF_S) - 1)]
         self.restart_s = time.monotonic() + back_off_s
+
+    @property
+    def _never_will(self) -> bool:
+        """Whether there is no sign that it can work.
+
+        What has worked stops for no number of crashes: poison parts in a row, a camera or a server
+        that is away for an hour. The gate is kept meanwhile.
+        """
+        away = self.process is not None and self.process.returncode == ExitCode.NO_SERVER
+        return not self.has_worked and not away
 
     @property
     def _last_words(self) -> str:
@@ -171,14 +184,17 @@ class Crew:
         self._members: list[Member] = []
         (run_dir / "logs").mkdir(parents=True, exist_ok=True)
 
-    def start(self, role: str, label: str, *options: str, **environment: str) -> None:
-        """Start one process of a role."""
+    def start(
+        self, role: str, label: str, *options: str, spare_s: float = 0.0, **environment: str
+    ) -> None:
+        """Start one process of a role, which may be silent for ``spare_s`` more than others."""
         member = Member(
             role=role,
             label=label,
             command=[sys.executable, "-m", "pipeline", role, str(self._line), *options],
             environment={**self._environment, **environment},
             log=self._run_dir / "logs" / f"{label.replace(' ', '-')}.log",
+            spare_s=spare_s,
         )
         self._members.append(member)
         member.start()
@@ -203,9 +219,11 @@ class Crew:
         """Whether every process of a role has beaten since its start."""
         return all(member.heard_s for member in self._of(role))
 
-    def forgive(self, role: str) -> None:
+    def forgive(self) -> None:
         """Nobody could beat: no silence counts from before now."""
-        self.hear(role, [m.process.pid for m in self._of(role) if m.process and m.heard_s])
+        for member in self._members:
+            if member.process and member.heard_s:
+                member.hear([member.process.pid])
 
     def all_finished(self, role: str) -> bool:
         """Whether every process of a role has ended in order."""

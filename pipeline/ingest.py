@@ -22,6 +22,7 @@ from engines.images import to_model_input
 from pipeline.config import CameraSettings, LineSettings
 from pipeline.journal import Journal, journal_path
 from pipeline.originals import Originals
+from pipeline.pulse import beating
 from pipeline.recording import Recorder
 from pipeline.shared import FRAMES, ORIGINALS, FrameRing, remove, shared_path
 from pipeline.sources import BadExposure, open_source
@@ -59,9 +60,9 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
         originals = stack.enter_context(_originals(settings.run_dir, chosen))
         intake = Intake(stream, journal, chosen, size, ring=ring, originals=originals)
         keep = stack.enter_context(_recording(settings.recording, chosen))
-        facts.gauge("camera_connected", 1, camera=camera)  # a live source says so itself
         address, namespace = settings.redis.address(ROLE), settings.redis.namespace
         stop = stack.enter_context(beating(ROLE, address, namespace, stop))
+        facts.gauge("camera_connected", 1, camera=camera)  # a live source says so itself
         try:
             for exposure in source.frames(stop):
                 head = intake.take(exposure)
@@ -287,9 +288,7 @@ class Intake:
 
     def _refuse(self, head: FrameHead, reason: Reason) -> None:
         self._stream.refuse(undecided(head, reason, self._stream.now_ns()), begun=True)
-        facts.count(
-            "frames_refused_total", camera=head.camera, recipe=head.recipe, reason=reason
-        )
+        facts.count("frames_refused_total", camera=head.camera, recipe=head.recipe, reason=reason)
 
     def _has_credit(self) -> bool:
         """Whether one more frame may be open; asks the server only when the last answer is used."""

@@ -1,17 +1,30 @@
 """Signs of life: one key per process, gone by itself when the process stops beating.
 
-A worker beats from its inspection loop, so the key says that frames move and not merely that a
-process exists.
+A process beats from its main loop, so the key says that frames move and not merely that a process
+exists. A worker and the sink beat by themselves; a camera's process, whose loop belongs to the
+source, is alive as long as the source asks whether to stop.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
 
 from engines.contracts import StreamLost
+from pipeline.lanes import Lane
 from pipeline.stream.link import Link
 
 TTL_MS = 3000
+BEAT_S = 0.5
+
+
+def name_of_process() -> str:
+    """What a process beats, and reads, by."""
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 class Pulse(Link):
@@ -36,3 +49,51 @@ class Pulse(Link):
 
     def _key(self, role: str, name: str) -> str:
         return f"{self.namespace}:alive:{role}:{name}"
+
+
+class WatchedStop(threading.Event):
+    """A stop event that notes when somebody asks it: a loop that still asks does not hang."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        super().__init__()
+        self._stop = stop
+        self._was_asked = False
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        self._was_asked = True
+        return self._stop.is_set()
+
+    def set(self) -> None:
+        """Stop."""
+        self._stop.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the stop, asking every now and then."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while not self.is_set():
+            left = BEAT_S if until is None else until - time.monotonic()
+            if left <= 0:
+                return False
+            self._stop.wait(min(BEAT_S, left))
+        return True
+
+    def was_asked(self) -> bool:
+        """Whether anybody asked since this was called last."""
+        asked, self._was_asked = self._was_asked, False
+        return asked
+
+
+@contextlib.contextmanager
+def beating(role: str, url: str, namespace: str, stop: threading.Event) -> Iterator[WatchedStop]:
+    """A stop event to hand to a main loop; while the loop asks it, this process beats."""
+    watched, name = WatchedStop(stop), name_of_process()
+
+    def beat(closing: threading.Event) -> None:
+        while not closing.wait(BEAT_S):
+            if watched.was_asked():
+                pulse.beat(role, name)
+
+    with contextlib.closing(Pulse(url, namespace)) as pulse:
+        with Lane(f"pulse {role}", beat):
+            yield watched  # what ends in order is no longer listened for, however long that takes

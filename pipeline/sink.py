@@ -20,7 +20,7 @@ from pipeline.gate import GateKeeper
 from pipeline.lanes import Lane, outlasting_loss
 from pipeline.outputs import OutputLane, open_outputs
 from pipeline.outputs.reject import FileReject, NoReject, RejectSignal
-from pipeline.pulse import Pulse
+from pipeline.pulse import BEAT_S, Pulse, name_of_process
 from pipeline.soundings import Soundings, tell_verdict
 from pipeline.stream import Stream, VerdictDelivery, ledger_field, open_stream
 from pipeline.telemetry import reporting
@@ -29,7 +29,6 @@ ROLE = "sink"
 READ_MAX = 32  # verdicts per camera and read
 BLOCK_MS = 50  # the reject signal's heartbeat is renewed in between
 TRIM_S = 1.0
-BEAT_S = 0.5
 KEPT = 256  # verdicts left in the stream for those who look on
 
 
@@ -52,7 +51,7 @@ def run_sink(settings: LineSettings, stop: threading.Event) -> None:
     ):
         group = f"{ROLE}:{settings.line}"
         inbox = Inbox(stream, settings.camera_names, group, acted, stop, gates_ms=gates_ms)
-        signs = Signs(gate, pulse, _reject_signal(settings), settings.line)
+        signs = Signs(gate, pulse, _reject_signal(settings), name_of_process())
         with open_outputs(settings) as outputs:
             distribute(inbox, signs, outputs)
         inbox.settle()
@@ -73,11 +72,11 @@ def distribute(inbox: Inbox, signs: Signs, outputs: Sequence[OutputLane]) -> Non
 class Signs:
     """What the sink shows to the world: the reject signal, and that it lives."""
 
-    def __init__(self, gate: Lane, pulse: Pulse, reject: RejectSignal, line: str) -> None:
+    def __init__(self, gate: Lane, pulse: Pulse, reject: RejectSignal, name: str) -> None:
         self.reject = reject
         self._gate = gate
         self._pulse = pulse
-        self._line = line
+        self._name = name
         self._next_s = 0.0
 
     def beat(self) -> None:
@@ -86,7 +85,7 @@ class Signs:
         self.reject.beat()
         if time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + BEAT_S
-            self._pulse.beat(ROLE, self._line)
+            self._pulse.beat(ROLE, self._name)
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ from pipeline.telemetry import facts, serve_metrics
 
 LOOK_S = 0.1
 LISTEN_LOOKS = 5
+BEATING = ("inspect", "sink", "ingest")  # roles that hang when they fall silent
 READY_LOOKS = 1800  # three minutes for engines to load
 DRAIN_S = {"ingest": 20.0, "inspect": 20.0, "sink": 20.0, "dashboard": 5.0}  # in this order
 
@@ -85,20 +86,26 @@ def _keep_running(
             _listen(crew, server, pulse)
 
 
-def _pids(pulse: Pulse) -> list[int]:
-    """Process ids of the workers of this machine that beat; their names are <host>-<pid>."""
-    places = (name.rpartition("-") for name in pulse.living("inspect"))
+def _pids(pulse: Pulse, role: str) -> list[int]:
+    """Process ids of a role on this machine that beat; their names are <host>-<pid>."""
+    places = (name.rpartition("-") for name in pulse.living(role))
     return [int(pid) for host, _, pid in places if host == socket.gethostname()]
 
 
 def _listen(crew: Crew, server: Server, pulse: Pulse) -> None:
-    """Kill workers that hang; start a server of our own again when it is gone."""
+    """Kill what hangs; start a server of our own again when it is gone."""
     try:
-        crew.hear("inspect", _pids(pulse))
+        living = {role: _pids(pulse, role) for role in BEATING}
     except StreamLost as error:
         facts.event("server_lost", level="error", sentence=str(error))
-        crew.forgive("inspect")
+        crew.forgive()
         server.restart()
+        return
+    if not any(living.values()):  # not all of them hang: the server is full or takes no writes
+        crew.forgive()
+        return
+    for role, pids in living.items():
+        crew.hear(role, pids)
 
 
 class Server:
@@ -163,8 +170,9 @@ def _start_inspection(settings: LineSettings, crew: Crew) -> None:
 def _wait_until_ready(crew: Crew, pulse: Pulse, stop: threading.Event) -> bool:
     """Return when the sink and every worker beat; False where ``stop`` came first."""
     for _ in range(READY_LOOKS):
-        crew.hear("inspect", _pids(pulse))
-        if crew.all_heard("inspect") and pulse.living("sink"):
+        for role in ("inspect", "sink"):
+            crew.hear(role, _pids(pulse, role))
+        if crew.all_heard("inspect") and crew.all_heard("sink"):
             return True
         if stop.wait(LOOK_S):
             return False
@@ -174,5 +182,6 @@ def _wait_until_ready(crew: Crew, pulse: Pulse, stop: threading.Event) -> bool:
 
 def _start_cameras(settings: LineSettings, crew: Crew, stop: threading.Event) -> None:
     if not stop.is_set():
-        for name in settings.camera_names:
-            crew.start("ingest", f"ingest {name}", "--camera", name)
+        for camera in settings.cameras:
+            label, name = f"ingest {camera.name}", camera.name
+            crew.start("ingest", label, "--camera", name, spare_s=camera.source.silence_s)

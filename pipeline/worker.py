@@ -8,8 +8,6 @@ started again.
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 from contextlib import closing
@@ -25,7 +23,7 @@ from engines.mosaic import Mosaic
 from engines.scheduler import Policy, Scheduler
 from pipeline.config import LineSettings, WorkerSettings
 from pipeline.judging import Judge, categories_needed
-from pipeline.pulse import Pulse
+from pipeline.pulse import Pulse, name_of_process
 from pipeline.reading import ROLE, FrameReader
 from pipeline.shared import FrameRings
 from pipeline.stream import open_stream
@@ -73,8 +71,8 @@ def run_worker(settings: LineSettings, stop: threading.Event) -> None:
             backend,
             scheduler=scheduler_of(chosen, bundle, backend.key, costs),
             clock=stream.estimated_now_ns,
-            mosaic=Mosaic.of(bundle, calibrated(bundle), backend.key),
             timer=time.perf_counter_ns,
+            mosaic=Mosaic.of(bundle, calibrated(bundle), backend.key),
         )
         inspect(frames, inspector, verdicts)
 

@@ -1,4 +1,4 @@
-"""A whole line on the timed stub: real processes and a real server around an engine of known answers.
+"""A whole line on the timed stub: real processes, a real server, an engine of known answers.
 
 A part's number stands in its first pixels, and the stub's score is that number. So whoever reads a
 verdict knows what the part was: good below ``BAD_FROM``, bad from there on, poison at the top.

@@ -23,6 +23,11 @@ Speed = PositiveFloat | Literal["max"]  # 1.0 = as it was captured, "max" = flat
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @property
+    def silence_s(self) -> float:
+        """Seconds for which a sound source may not even ask whether to stop."""
+        return 0.0
+
 
 class FolderSettings(_Settings):
     """Image files of a folder and the folders below it, in the order of their names."""
@@ -51,6 +56,11 @@ class Reconnecting(_Settings):
     give_up_s: NonNegativeFloat = 60.0  # outage after which the source ends with SourceLost
     category: str = ""
 
+    @property
+    def silence_s(self) -> float:
+        """Drivers block while they look for a camera and while they wait for it."""
+        return 10.0 + self.read_timeout_s
+
 
 class CameraSettings(Reconnecting):
     """A USB camera by its index, or a network camera by its RTSP or HTTP URL."""
@@ -59,6 +69,11 @@ class CameraSettings(Reconnecting):
     index: NonNegativeInt | None = None
     url: SecretStr | None = None  # may carry a password, so it is never shown whole
     open_timeout_s: PositiveFloat = 5.0
+
+    @property
+    def silence_s(self) -> float:
+        """As of any live camera, and as long as opening may take."""
+        return super().silence_s + self.open_timeout_s
 
     @model_validator(mode="after")
     def _one_address(self) -> Self:
