@@ -39,6 +39,17 @@ def open_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def device_facts() -> dict[str, Any]:
+    """Name, driver, compute capability and memory of the first GPU, as torch sees it."""
+    about = torch.cuda.get_device_properties(open_device("cuda"))
+    return {
+        "gpu": about.name,
+        "driver": f"of CUDA {torch.version.cuda}",
+        "compute_capability": f"{about.major}{about.minor}",
+        "memory_gib": round(about.total_memory / 2**30, 1),
+    }
+
+
 def has_bf16(device: torch.device) -> bool:
     """Whether the device's matrix units compute in bf16."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

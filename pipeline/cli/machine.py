@@ -87,3 +87,39 @@ def bench(
     print_bench(result, out)
     if json_file is not None:
         result.write(json_file)
+
+
+def gpu_check(
+    wheels: Annotated[
+        Path | None, typer.Option(help="Folder of wheels to install GPU libraries from.")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Where the report goes.")] = Path(
+        "runs/gpu-check"
+    ),
+    bundle: Annotated[
+        list[Path] | None,
+        typer.Option(help="Bundle to try beside the demo; repeatable. None: specimens."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only parts whose name begins so (speed, parity:tensorrt); repeatable."),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, max=64, help="Batch size to time; repeatable.")
+    ] = None,
+) -> None:
+    """Try everything on this machine's GPU, part by part, and write what it found.
+
+    Example: assayline gpu-check --bundle runs/tiles --only speed
+    """
+    from pipeline.gpucheck import Asked, State, print_outcomes, run_gpu_check
+    from pipeline.gpucheck.outcome import BATCHES
+    from pipeline.gpucheck.report import print_outcome
+    from pipeline.gpucheck.wheels import install
+
+    for sentence in install(wheels) if wheels else ():
+        out.print(sentence, markup=False)
+    asked = Asked(folder, tuple(bundle or ()), tuple(batch or BATCHES))
+    outcomes = run_gpu_check(asked, only or (), lambda outcome: print_outcome(outcome, out))
+    print_outcomes(outcomes, out)
+    raise typer.Exit(int(any(outcome.state is State.FAILED for outcome in outcomes)))

@@ -1,0 +1,57 @@
+"""Engines built for this GPU, and whether they find what the reference finds."""
+
+from __future__ import annotations
+
+from engines.backend import build_engine, open_backend
+from engines.contracts import InspectionError, ParityError
+from engines.parity import EPSILON, compare
+from pipeline.bench.report import Result
+from pipeline.gpucheck.bundles import TIMED, frames_of, tried
+from pipeline.gpucheck.outcome import Asked, Found, NotHere
+
+TENSORRT, REFERENCE = "tensorrt", "torch f32 on the CPU"
+EXACT = "f32"  # an engine in less may disagree: it is then not used, which is no fault
+
+
+def build(precision: str, asked: Asked) -> Found:
+    """TensorRT engines of every bundle in one precision, built ahead of time for this GPU."""
+    built, refused = [], {}
+    for name, bundle in tried(asked):
+        try:
+            built.append(f"{name} as {build_engine(bundle, TENSORRT, precision)}")
+        except InspectionError as error:
+            refused[name] = str(error)
+    if not built:
+        raise NotHere(next(iter(refused.values()), "there is no bundle to build"))
+    return Found(f"{len(built)} bundles built, {len(refused)} refused", facts=refused)
+
+
+def agree(backend: str, precision: str, asked: Asked) -> Found:
+    """The parity gate over all frames and plans of every bundle, against torch on the CPU."""
+    results: list[Result] = []
+    facts: dict[str, str] = {}
+    failed = []
+    for name, bundle in tried(asked, without=TIMED):
+        images, categories = frames_of(bundle)
+        with (
+            open_backend(bundle, backend, precision) as ours,
+            open_backend(bundle, "torch", EXACT) as reference,
+        ):
+            report = compare(bundle, ours, reference, images, categories)
+        worst = max(plan.max_epsilons for plan in report.plans)
+        told = f"{REFERENCE}, {report.frames} frames, {report.flips} flips"
+        results.append(
+            Result(
+                f"parity.{name}.{report.backend}",
+                worst,
+                f"of {EPSILON:.0%}",
+                told,
+                1 / max(worst, 1e-9),
+            )
+        )
+        facts[name] = report.sentence()
+        failed += [] if report.passed else [name]
+    if failed and precision == EXACT:
+        raise ParityError(" · ".join(facts[name] for name in failed))
+    told = f"disagree on {', '.join(failed)}: not to be used there" if failed else "agree"
+    return Found(f"{len(results)} bundles: engines {told}", tuple(results), facts)

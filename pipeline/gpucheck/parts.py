@@ -1,0 +1,60 @@
+"""The parts of a check in their order, and how long each may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.gpucheck.outcome import Asked, Found
+
+SPECIMENS = ("DeCo-Diff", "D3AD", "DRDC-style", "GLAD", "balanced", "full")
+TORCH = ("torch-cuda:f32", "torch-cuda:bf16")
+TENSORRT = ("f32", "fp16", "bf16")
+GPU = "gpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part: ``<module>.<function>`` below this package, and what it is given."""
+
+    where: str
+    told: tuple[str, ...] = ()
+    limit_s: float = 300
+    needs_gpu: bool = True
+    makes_specimens: bool = False  # left out where bundles are given
+
+    def run(self, asked: Asked) -> Found:
+        """What the part finds; its libraries are loaded now."""
+        module, _, name = self.where.rpartition(".")
+        function = getattr(import_module(f"pipeline.gpucheck.{module}"), name)
+        found: Found = function(*self.told, asked)
+        return found
+
+
+def _parts() -> dict[str, Part]:
+    engines = [tuple(key.split(":")) for key in TORCH] + [("tensorrt", p) for p in TENSORRT]
+    parts = {
+        GPU: Part("machine.gpu", limit_s=60, needs_gpu=False),
+        "libraries": Part("machine.libraries", limit_s=180, needs_gpu=False),
+        "rates": Part("stages.rates", limit_s=120),
+    }
+    for name in SPECIMENS:
+        limit_s = 600 if name == "full" else 300
+        parts[f"bundle:{name}"] = Part("bundles.make", (name,), limit_s, makes_specimens=True)
+    for precision in TENSORRT:
+        parts[f"engines:{precision}"] = Part("agreement.build", (precision,), 1800)
+    parts["tests"] = Part("trials.trials", limit_s=900)
+    for kind, where, limit_s in (
+        ("parity", "agreement.agree", 1200),
+        ("speed", "speed.speed", 900),
+        ("in-flight", "speed.in_flight", 900),
+        ("stages", "stages.stages", 900),
+    ):
+        for engine in engines:
+            parts[f"{kind}:{':'.join(engine)}"] = Part(where, engine, limit_s)
+    return parts
+
+
+PARTS = _parts()

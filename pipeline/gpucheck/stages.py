@@ -1,0 +1,102 @@
+"""Where a call's time goes on the device, and what share of the GPU's own rates that is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+
+from engines.backend import open_backend
+from engines.bundle import GRAPHS
+from pipeline.bench.report import Result
+from pipeline.gpucheck.bundles import tried
+from pipeline.gpucheck.outcome import Asked, Found, NotHere
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from engines.bundle import Bundle, GraphName
+    from engines.roof import Roof
+
+COMPUTE = "compute"
+LOOKS = 5  # at each stage; the shortest counts, since events see the device alone
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A backend that times the stages of a call by events on the device."""
+
+    key: str
+
+    def stages_ms(self, graph: GraphName, size: int) -> dict[str, float]:
+        """Milliseconds of each stage of one call; ``compute`` is one of them."""
+        ...
+
+    def bytes_moved(self, graph: GraphName, size: int) -> tuple[int, int]:
+        """Bytes that one call sends to the device and brings back."""
+        ...
+
+
+def rates(asked: Asked) -> Found:
+    """The GPU's own rates: one large matrix product in each precision, and one large copy."""
+    del asked
+    from engines.roof import measured_roof
+
+    roofs = {precision: measured_roof(precision) for precision in ("f32", "bf16")}
+    slow, fast = roofs["f32"].operations_s, roofs["bf16"].operations_s
+    copied = roofs["bf16"].bytes_s
+    return Found(
+        f"bf16 {fast / 1e12:,.0f} and f32 {slow / 1e12:,.0f} TFLOP/s, "
+        f"memory {copied / 1e12:.2f} TB/s",
+        (
+            Result("roof.matmul.bf16", fast / 1e12, "TFLOP/s", "f32 without TF32", fast / slow),
+            Result("roof.matmul.f32", slow / 1e12, "TFLOP/s", "bf16", slow / fast),
+            Result("roof.copy", copied / 1e12, "TB/s", "read and written", 1.0),
+        ),
+    )
+
+
+def stages(backend: str, precision: str, asked: Asked) -> Found:
+    """Each stage of each graph by batch, its share of both rates and of its own roof."""
+    from engines.roof import measured_roof
+
+    roof = measured_roof("f32" if precision == "f32" else "bf16")
+    results: list[Result] = []
+    for name, bundle in tried(asked):
+        with open_backend(bundle, backend, precision, max(asked.batches)) as engine:
+            if not isinstance(engine, Staged):
+                raise NotHere(f"{backend} does not time its stages by events")
+            results += profiled(name, bundle, cast("Staged", engine), roof, asked)
+    best = max((r for r in results if r.name.startswith("of_roof.step.")), key=lambda r: r.ratio)
+    return Found(f"step reaches {best.ratio:.0%} of its roof at best ({best.name})", tuple(results))
+
+
+def profiled(
+    name: str, bundle: Bundle, engine: Staged, roof: Roof, asked: Asked
+) -> Iterator[Result]:
+    """All stages of one bundle."""
+    from engines.roof import work_of
+
+    precision = "f32" if engine.key.endswith(":f32") else "bf16"
+    for batch in asked.batches:
+        work = work_of(bundle.manifest.configuration, precision, batch)
+        for graph in GRAPHS:
+            tail = f"{graph}.{name}.{engine.key}.b{batch}"
+            took_ms = _shortest_ms(engine, graph, batch)
+            whole_ms = sum(took_ms.values())
+            for stage, ms in took_ms.items():
+                share = whole_ms / max(ms, 1e-9)
+                yield Result(f"stage.{stage.replace(' ', '_')}.{tail}", ms, "ms", "the call", share)
+            seconds, asks = took_ms[COMPUTE] / 1e3, work[graph]
+            rate, moved = asks.operations / seconds, asks.bytes_moved / seconds
+            yield Result(
+                f"of_peak.{tail}", rate / 1e12, "TFLOP/s", "matmul", rate / roof.operations_s
+            )
+            yield Result(f"of_memory.{tail}", moved / 1e12, "TB/s", "copy", moved / roof.bytes_s)
+            share = asks.roof_s(roof) / seconds
+            yield Result(f"of_roof.{tail}", 100 * share, "%", "the longer of both", share)
+            sent, back = engine.bytes_moved(graph, batch)
+            yield Result(f"bus.{tail}", sent + back, "bytes", f"{sent} up, {back} down", 1.0)
+
+
+def _shortest_ms(engine: Staged, graph: GraphName, batch: int) -> dict[str, float]:
+    looks = [engine.stages_ms(graph, batch) for _ in range(LOOKS)]
+    return {stage: min(look[stage] for look in looks) for stage in looks[0]}
