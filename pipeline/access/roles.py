@@ -65,10 +65,12 @@ ROLES: dict[str, tuple[str, tuple[Grant, ...]]] = {
             ("set del", "W alive:inspect"),
         ),
     ),
-    "sink": (
-        f"{CONNECT} {LOAD}",
+    "sink": (  # it also tells /metrics what the ledgers, the backlog and the signs of life say
+        f"{CONNECT} {LOAD} scan",
         (
             *ANSWER,
+            *LEDGER,
+            ("xlen", "R frames"),
             ("xreadgroup xpending xinfo|groups", "R verdicts"),
             ("xack xtrim xgroup|create", "W verdicts"),
             ("hdel", "W unacted"),
