@@ -30,8 +30,8 @@ RUN opt_in_out --opt_out
 WORKDIR /line
 VOLUME ["/line/runs"]
 EXPOSE 8080 9100
-# /metrics answers while the role's process lives; a role with another port says so by itself.
-ENV HEALTH_URL=http://127.0.0.1:9100/metrics
+# /healthz answers while the role's process lives; a role with another port says so by itself.
+ENV HEALTH_URL=http://127.0.0.1:9100/healthz
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(os.environ['HEALTH_URL'], timeout=2)"]
 STOPSIGNAL SIGTERM

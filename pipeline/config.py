@@ -8,7 +8,6 @@ single values: ``ASSAYLINE_REDIS__URL``, ``ASSAYLINE_WORKER__BACKEND``. Nobody e
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -29,6 +28,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from engines.contracts import ADAPTIVE, BadConfig
 from pipeline.access.credentials import role_address, secret_from, with_secret
+from pipeline.access.door import checked, is_loopback
 from pipeline.mistakes import sentence_of
 from pipeline.sources.settings import (
     FolderSettings,
@@ -90,7 +90,7 @@ class RedisSettings(Settings):
     def on_this_host(self) -> bool:
         """Whether the address names this machine, which alone says that all roles run on it."""
         parts = urlsplit(self.url)
-        return self.embedded or parts.scheme == "unix" or _is_loopback(parts.hostname or "")
+        return self.embedded or parts.scheme == "unix" or is_loopback(parts.hostname or "")
 
     def address(self, role: str = "operator", url: str = "") -> str:
         """The URL to connect to as a role, password included; never print it.
@@ -103,13 +103,6 @@ class RedisSettings(Settings):
         if self.password_file is not None:
             return with_secret(url, secret_from(self.password_file))
         return with_secret(url, self.password.get_secret_value()) if self.password else url
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _gate_of(values: dict[str, Any]) -> int:
@@ -230,21 +223,33 @@ class SinkSettings(Settings):
     margin_ms: PositiveInt = 5  # the gate keeper answers this long before the gate
 
 
-class DashboardSettings(Settings):
+class DoorSettings(Settings):
+    """Something that listens: for this machine alone, or for whoever shows its token."""
+
+    host: str = "127.0.0.1"
+    token: SecretStr | None = None
+    token_file: Path | None = None  # holds the token instead
+
+    def secret(self, key: str) -> str:
+        """The token to ask for, "" for none; BadConfig where others could come in without."""
+        if self.token_file is not None:
+            return checked(self.host, secret_from(self.token_file), key)
+        return checked(self.host, self.token.get_secret_value() if self.token else "", key)
+
+
+class DashboardSettings(DoorSettings):
     """The page for people."""
 
     enabled: bool = True
-    host: str = "127.0.0.1"
     port: Port = 8080
 
 
-class MetricsSettings(Settings):
+class MetricsSettings(DoorSettings):
     """/metrics: the sink on ``port``, workers from + 1, page + 31, `run` + 32, cameras from + 33.
 
     0 = off.
     """
 
-    host: str = "127.0.0.1"
     port: Port = 0
 
     def port_of(self, role: str, index: int = 0) -> int:

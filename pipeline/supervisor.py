@@ -48,7 +48,10 @@ def run_line(
     """
     metrics = settings.metrics
     with ExitStack() as stack:
-        stack.enter_context(serve_metrics("run", metrics.host, metrics.port_of("run")))
+        if settings.dashboard.enabled:  # it would only be missed later
+            settings.dashboard.secret("dashboard")
+        token = metrics.secret("metrics") if metrics.port else ""
+        stack.enter_context(serve_metrics("run", metrics.host, metrics.port_of("run"), token))
         if not isinstance(server, Server):
             server = stack.enter_context(line_server(settings, server))
         url = settings.redis.address("operator", server.url)

@@ -22,10 +22,11 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     disable_created_metrics,
-    start_http_server,
+    make_wsgi_app,
 )
 
 from engines.contracts import BadConfig
+from pipeline.access.door import serving
 from pipeline.labels import Labels
 from pipeline.metrics import PREFIX, TABLE, Metric
 
@@ -126,28 +127,26 @@ facts = Facts()
 
 
 @contextlib.contextmanager
-def serve_metrics(role: str, host: str, port: int) -> Iterator[int]:
+def serve_metrics(role: str, host: str, port: int, token: str = "") -> Iterator[int]:
     """Serve /metrics of this process while inside; port 0 serves nothing. Yields the port.
 
-    BadConfig where nobody can listen there.
+    Where there is a ``token``, its bearers alone are answered. BadConfig where nobody can listen
+    there.
     """
     if port == 0:
         yield 0
         return
-    try:
-        server, thread = start_http_server(port, addr=host, registry=facts.of_role(role))
-    except OSError as error:
-        reason = error.strerror or error
-        raise BadConfig(
-            f"/metrics cannot be served at {host}:{port} ({reason}): set metrics.port so that it "
-            "and the ports after it are free, or to 0"
-        ) from error
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    app = make_wsgi_app(facts.of_role(role))
+    with contextlib.ExitStack() as stack:
+        try:
+            served = stack.enter_context(serving(app, host, port, token))
+        except OSError as error:
+            reason = error.strerror or error
+            raise BadConfig(
+                f"/metrics cannot be served at {host}:{port} ({reason}): set metrics.port so that "
+                "it and the ports after it are free, or to 0"
+            ) from error
+        yield served
 
 
 @contextlib.contextmanager
@@ -156,7 +155,8 @@ def reporting(role: str, settings: LineSettings, index: int = 0) -> Iterator[Non
     facts.speak_as(role, settings.log_level)
     facts.expect(camera=settings.camera_names, recipe=(one.recipe for one in settings.cameras))
     metrics = settings.metrics
-    with serve_metrics(role, metrics.host, metrics.port_of(role, index)):
+    token = metrics.secret("metrics") if metrics.port else ""
+    with serve_metrics(role, metrics.host, metrics.port_of(role, index), token):
         facts.event("started", pid=os.getpid())
         yield
         facts.event("ended")

@@ -145,7 +145,7 @@ def test_compose_holds_no_secret_and_opens_only_loopback(compose: dict[str, Any]
     assert not SECRET.search((DOCKER / "compose.yaml").read_text("utf-8"))
     for service in compose["services"].values():
         for value in service["environment"].values():
-            assert value.startswith(("${REDIS_PASSWORD:?", "http://127.0.0.1:"))
+            assert re.match(r"\$\{(REDIS_PASSWORD|\w+_TOKEN):\?|http://127.0.0.1:", value)
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     assert compose["networks"]["line"] == {"internal": True}
 
@@ -169,7 +169,7 @@ def test_health_is_asked_where_the_line_answers(
     services = compose["services"]
     for role in ("ingest", "inspect", "sink"):
         port = line.metrics.port_of(role)
-        assert services[role]["environment"]["HEALTH_URL"] == f"http://127.0.0.1:{port}/metrics"
+        assert services[role]["environment"]["HEALTH_URL"] == f"http://127.0.0.1:{port}/healthz"
     page = services["dashboard"]["environment"]["HEALTH_URL"]
     assert page == f"http://127.0.0.1:{line.dashboard.port}/healthz"
     assert services["ingest"]["command"][-1] in line.camera_names

@@ -28,19 +28,22 @@ def run_dashboard(
 ) -> None:
     """Serve until ``stop``; ``on_ready`` is told the page's address once it answers.
 
-    BadConfig where the extra is not installed or the port is taken.
+    BadConfig where the extra is not installed, the port is taken, or others could come in without
+    a token.
     """
     if importlib.util.find_spec("nicegui") is None:
         raise BadConfig(
             "the page needs NiceGUI: run pip install 'assayline[dashboard]', "
             "or set dashboard.enabled: false"
         )
+    from pipeline.dashboard.token import Doorkeeper
     from pipeline.dashboard.web import build_app, serve
 
+    token = settings.dashboard.secret("dashboard")
     os.nice(NICENESS)
     feed, done = Feed(settings), threading.Event()
     crops = {camera.name: camera.crop for camera in settings.cameras}
-    app = build_app(feed, settings.line, crops)
+    app = Doorkeeper(build_app(feed, settings.line, crops), token)
     reader = threading.Thread(target=feed.run, args=(done,), name="feed", daemon=True)
     with reporting(ROLE, settings):
         reader.start()

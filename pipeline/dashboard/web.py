@@ -17,6 +17,8 @@ from pipeline.dashboard.picture import Crop, outlined
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from starlette.types import ASGIApp
+
     from pipeline.dashboard.feed import Feed
 
 IMMUTABLE = {"Cache-Control": "private, max-age=3600, immutable"}
@@ -59,7 +61,7 @@ def build_app(feed: Feed, line: str, crops: Mapping[str, Crop | None]) -> FastAP
 
 
 def serve(
-    app: FastAPI,
+    app: ASGIApp,
     host: str,
     port: int,
     stop: threading.Event,

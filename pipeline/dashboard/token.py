@@ -1,0 +1,104 @@
+"""The door of the page: a bearer token, or a cookie that a small form gives for the token.
+
+It stands before everything that the page serves, web sockets too. The cookie holds a hash that
+serves here alone, is out of reach of scripts, and is not sent along from other sites. Without a
+token only this machine is served, and only by its own names, so that no site of elsewhere can read
+the page through a browser that runs here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from http.cookies import CookieError, SimpleCookie
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
+
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+
+from pipeline.access.door import HEALTH, admits, bearer, is_loopback
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+COOKIE = "assayline"
+LOGIN = "/login"
+BODY_MAX = 4096  # bytes of a form
+REFUSED = 4401  # code of a closed web socket
+FORM = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Assayline</title>
+<body style="font:1.2rem sans-serif;margin:4rem;background:#111;color:#eee">
+<form method="post" action="/login"><label>Token of this line
+<input type="password" name="token" autofocus autocomplete="current-password"></label>
+<button>Open</button></form>"""
+GUARDED = {"Cache-Control": "no-store", "Content-Security-Policy": "default-src 'none'; "
+           "style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"}  # fmt: skip
+
+
+class Doorkeeper:
+    """Passes on to the page who may see it."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._token = token
+        self._pass = hashlib.sha256(f"{COOKIE}:{token}".encode()).hexdigest()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, one web socket, or the start and the end of the server."""
+        if scope["type"] == "lifespan" or scope["path"] == HEALTH or self._may_enter(scope):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": REFUSED})
+        elif scope["path"] == LOGIN and scope["method"] == "POST" and self._token:
+            await (await self._login(receive))(scope, receive, send)
+        else:
+            await self._ask(scope)(scope, receive, send)
+
+    def _may_enter(self, scope: Scope) -> bool:
+        if not self._token:
+            return is_loopback(_host(_header(scope, b"host")))
+        if admits(self._token, bearer(_header(scope, b"authorization"))):
+            return True
+        return admits(self._pass, _cookie(_header(scope, b"cookie")))
+
+    def _ask(self, scope: Scope) -> Response:
+        if not self._token:
+            text = "this page is served to this machine alone; give it a token to serve others"
+            return PlainTextResponse(text, status_code=421)
+        if "text/html" in _header(scope, b"accept"):
+            return HTMLResponse(FORM, status_code=401, headers=GUARDED)
+        return PlainTextResponse("", status_code=401, headers={"WWW-Authenticate": "Bearer"})
+
+    async def _login(self, receive: Receive) -> Response:
+        shown = parse_qs(await _body(receive)).get("token", [""])[0]
+        if not admits(self._token, shown):
+            return HTMLResponse(FORM, status_code=401, headers=GUARDED)
+        response = RedirectResponse("/", status_code=303)
+        response.set_cookie(COOKIE, self._pass, httponly=True, samesite="strict")
+        return response
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    found: bytes = next((value for key, value in scope["headers"] if key == name), b"")
+    return found.decode("latin-1")
+
+
+def _host(header: str) -> str:
+    """The name in a Host header, without its port."""
+    return header.partition("]")[0] if header.startswith("[") else header.partition(":")[0]
+
+
+def _cookie(header: str) -> str:
+    try:
+        found = SimpleCookie(header).get(COOKIE)
+    except CookieError:
+        return ""
+    return found.value if found else ""
+
+
+async def _body(receive: Receive) -> str:
+    """What a form sends, cut where it is no form of ours."""
+    told, more = b"", True
+    while more and len(told) <= BODY_MAX:
+        message = await receive()
+        told += message.get("body", b"")
+        more = message.get("more_body", False)
+    return told[:BODY_MAX].decode("latin-1")
