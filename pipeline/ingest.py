@@ -62,7 +62,7 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
         keep = stack.enter_context(_recording(settings.recording, chosen))
         address, namespace = settings.redis.address(ROLE), settings.redis.namespace
         stop = stack.enter_context(beating(ROLE, address, namespace, stop))
-        facts.gauge("camera_connected", 1, camera=camera)  # a live source says so itself
+        facts.gauge("camera_connected", 0, camera=camera)  # until it has shown something
         try:
             for exposure in source.frames(stop):
                 head = intake.take(exposure)
@@ -162,6 +162,7 @@ class Intake:
         frame = self._described(exposure)
         head = head_of(frame) if isinstance(frame, FrameEntry) else frame
         self._journal.add(head)
+        facts.gauge("camera_connected", 1, camera=head.camera)
         facts.gauge("camera_frame_timestamp_seconds", head.captured_ns / 1e9, camera=head.camera)
         self._waits = True
         if self._originals and not isinstance(exposure, BadExposure):

@@ -14,7 +14,8 @@ from pipeline.config import load_line
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
-ROLES = {"ingest", "inspect", "sink", "dashboard"}
+ROLES = {"ingest-top", "ingest-side", "inspect", "sink", "dashboard"}
+WATCHERS = {"prometheus", "grafana"}
 SECRET = re.compile(r"(password|secret|token|api_?key)\w*\s*[:=]\s*['\"]?(?!\$\{)\w", re.IGNORECASE)
 
 
@@ -43,7 +44,7 @@ def compose() -> dict[str, Any]:
 
 def is_pinned(image: str) -> bool:
     """Whether an image is named by a full version or a digest."""
-    return bool(re.search(r":\d+\.\d+\.\d+[\w.-]*$|@sha256:[0-9a-f]{64}$", image))
+    return bool(re.search(r":v?\d+\.\d+\.\d+[\w.-]*$|@sha256:[0-9a-f]{64}$", image))
 
 
 # -- the image --------------------------------------------------------------------------------
@@ -115,18 +116,62 @@ def test_the_image_carries_no_torch() -> None:
 
 
 def test_every_role_and_its_server_are_services(compose: dict[str, Any]) -> None:
-    """One service per role beside Redis, all restarted and all stopped with time to drain."""
+    """One service per process beside Redis and the watchers; roles have time to drain."""
     services = compose["services"]
-    assert set(services) == ROLES | {"redis"}
-    for name, service in services.items():
-        assert service["restart"] == "unless-stopped", name
-        assert is_pinned(service["image"]), name
-        assert service["cap_drop"] == ["ALL"], name
-        assert service["read_only"] is True, name
+    assert set(services) == ROLES | WATCHERS | {"redis"}
     for name in ROLES:
-        assert services[name]["command"][:2] == [name, "line.yaml"]
+        assert services[name]["command"][:2] == [name.split("-")[0], "line.yaml"]
         assert services[name]["depends_on"]["redis"] == {"condition": "service_healthy"}
         assert services[name]["stop_grace_period"] == "30s"
+
+
+def test_every_container_is_bounded(compose: dict[str, Any]) -> None:
+    """Pinned, restarted, read only, without rights; memory, processes and logs have an end."""
+    for name, service in compose["services"].items():
+        assert is_pinned(service["image"]), name
+        assert service["restart"] == "unless-stopped", name
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert re.fullmatch(r"\d+[mg]", service["mem_limit"]), name
+        assert service["pids_limit"] > 0, name
+        assert set(service["logging"]["options"]) == {"max-size", "max-file"}, name
+
+
+def test_every_container_has_a_user_and_a_health_check(compose: dict[str, Any]) -> None:
+    """Nobody is root; roles have both from their image, the others say them here."""
+    for name, service in compose["services"].items():
+        if name in ROLES:
+            assert service["image"].startswith("assayline-edge:")
+            assert "user" not in service
+            continue
+        assert service["user"].split(":")[0] not in {"root", "0"}, name
+        check = service["healthcheck"]
+        assert check["test"][0] == "CMD", name
+        assert {"interval", "timeout", "retries"} <= check.keys(), name
+
+
+def test_references_lead_somewhere(compose: dict[str, Any]) -> None:
+    """Networks, secrets and services waited for are declared; what is mounted is there."""
+    services = compose["services"]
+    made_by_people = {"./bundle", "./metrics.token"}
+    for name, service in services.items():
+        assert set(service["networks"]) <= set(compose["networks"]), name
+        assert set(service.get("secrets", [])) <= set(compose["secrets"]), name
+        for other, wanted in service.get("depends_on", {}).items():
+            assert wanted == {"condition": "service_healthy"}, name
+            assert "healthcheck" in services[other], name
+        for source in (mount.split(":")[0] for mount in service["volumes"]):
+            if source.startswith("./") and source not in made_by_people:
+                assert (DOCKER / source).exists(), source
+
+
+def test_compose_follows_the_specification(compose: dict[str, Any]) -> None:
+    """No misspelt key and no value of the wrong kind, by the Compose Specification's own types."""
+    reason = "compose-spec is not installed; it is in the extra dev"
+    compose_spec = pytest.importorskip("compose_spec", reason=reason)
+    parsed = compose_spec.PyCompose.from_yaml(yaml.safe_dump(compose))
+    assert set(parsed.service_names()) == set(compose["services"])
 
 
 def test_redis_is_bounded_and_forgets_nothing(compose: dict[str, Any]) -> None:
@@ -142,10 +187,13 @@ def test_redis_is_bounded_and_forgets_nothing(compose: dict[str, Any]) -> None:
 
 def test_compose_holds_no_secret_and_opens_only_loopback(compose: dict[str, Any]) -> None:
     """Passwords come from the environment and are asked for; the page is published to loopback."""
-    assert not SECRET.search((DOCKER / "compose.yaml").read_text("utf-8"))
+    lines = (DOCKER / "compose.yaml").read_text("utf-8").splitlines()
+    assert not [line for line in lines if SECRET.search(line)]
+    plain = re.compile(r"\$\{(\w+_PASSWORD|\w+_TOKEN):\?|http://127.0.0.1:")
     for service in compose["services"].values():
-        for value in service["environment"].values():
-            assert re.match(r"\$\{(REDIS_PASSWORD|\w+_TOKEN):\?|http://127.0.0.1:", value)
+        for key, value in service.get("environment", {}).items():
+            is_secret = SECRET.search(f"{key}: x") or key.startswith("ASSAYLINE_")
+            assert plain.match(value) or not is_secret, key
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     assert compose["networks"]["line"] == {"internal": True}
 
@@ -167,12 +215,23 @@ def test_health_is_asked_where_the_line_answers(
     monkeypatch.delenv("ASSAYLINE_REDIS__PASSWORD", raising=False)
     line = load_line(DOCKER / "line.yaml")
     services = compose["services"]
-    for role in ("ingest", "inspect", "sink"):
-        port = line.metrics.port_of(role)
-        assert services[role]["environment"]["HEALTH_URL"] == f"http://127.0.0.1:{port}/healthz"
+    for name in ROLES - {"dashboard"}:
+        role, _, camera = name.partition("-")
+        port = line.metrics.port_of(role, line.camera_names.index(camera) if camera else 0)
+        assert services[name]["environment"]["HEALTH_URL"] == f"http://127.0.0.1:{port}/healthz"
     page = services["dashboard"]["environment"]["HEALTH_URL"]
     assert page == f"http://127.0.0.1:{line.dashboard.port}/healthz"
-    assert services["ingest"]["command"][-1] in line.camera_names
+    named = {name: services[name]["command"][-1] for name in ROLES if name.startswith("ingest")}
+    assert named == {f"ingest-{camera}": camera for camera in line.camera_names}
+
+
+def test_a_plant_has_no_internet(compose: dict[str, Any]) -> None:
+    """What watches looks for no updates, plugins or news."""
+    told = compose["services"]["grafana"]["environment"]
+    for key in ("REPORTING_ENABLED", "CHECK_FOR_UPDATES", "CHECK_FOR_PLUGIN_UPDATES"):
+        assert told[f"GF_ANALYTICS_{key}"] == "false"
+    assert told["GF_PLUGINS_PREINSTALL_DISABLED"] == "true"
+    assert compose["services"]["prometheus"]["networks"] == ["line"]
 
 
 def test_what_a_person_adds_is_not_committed() -> None:
@@ -181,4 +240,6 @@ def test_what_a_person_adds_is_not_committed() -> None:
         ["git", "ls-files", "docker"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     assert not [name for name in tracked if name.endswith(".env") or "/bundle/" in name]
-    assert {".env", "bundle/"} <= set((DOCKER / ".gitignore").read_text("utf-8").split())
+    assert {".env", "bundle/", "metrics.token"} <= set(
+        (DOCKER / ".gitignore").read_text("utf-8").split()
+    )
