@@ -1,0 +1,51 @@
+"""In which precision each graph of a bundle is built, and what that is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from engines.bundle import GRAPHS
+from engines.contracts import BadBundle, BadConfig
+
+if TYPE_CHECKING:
+    from engines.bundle import Bundle, GraphName
+
+PRECISIONS = ("f32", "fp16", "bf16")
+AUTO = "fp16"  # three bits more than bf16, and networks here stay in its range; the gate decides
+
+
+def precisions_of(bundle: Bundle, asked: str | Mapping[GraphName, str]) -> dict[GraphName, str]:
+    """The precision of each graph, from one for all or one for each.
+
+    A bundle may hold a graph at f32; that gives way only to who asks for that graph by name.
+    Raises BadConfig for a precision that does not exist.
+    """
+    pins = bundle.manifest.configuration.get("precision", {})
+    if not isinstance(pins, dict):
+        raise BadBundle(f"bundle {bundle.folder}: precision is no table of graph names")
+    if isinstance(asked, Mapping):
+        return {graph: _known(asked.get(graph, "auto")) for graph in GRAPHS}
+    wanted = _known(asked)
+    return {graph: "f32" if pins.get(graph) == "f32" else wanted for graph in GRAPHS}
+
+
+def summary_of(asked: str | Mapping[GraphName, str]) -> str:
+    """What engines are called by: the precision asked for all graphs, or that of each."""
+    if isinstance(asked, Mapping):
+        kinds = {graph: _known(asked.get(graph, "auto")) for graph in GRAPHS}
+        if len(set(kinds.values())) > 1:
+            return ",".join(f"{graph}={kind}" for graph, kind in kinds.items())
+        return kinds["step"]
+    return _known(asked)
+
+
+def _known(precision: str) -> str:
+    if precision == "auto":
+        return AUTO
+    if precision not in PRECISIONS:
+        raise BadConfig(
+            f"there is no precision {precision!r} for tensorrt; choose auto, "
+            f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
+        )
+    return precision
