@@ -291,11 +291,7 @@ def _open_tensorrt(
     del threads  # the GPU computes
     from engines.backend_tensorrt import open_tensorrt
 
-    wanted = precision_of(precision, "step", ("auto", "f32", "bf16", "fp16"))
-    if wanted == "auto":
-        kinds = [kind for kind in ("bf16", "fp16") if not _is_refused(bundle, f"tensorrt:{kind}")]
-        wanted = [*kinds, "f32"][0]
-    return open_tensorrt(bundle, wanted, capacity, cache or engine_cache(bundle))
+    return open_tensorrt(bundle, precision, capacity, cache)
 
 
 def _is_refused(bundle: Bundle, key: str) -> bool:

@@ -12,7 +12,6 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
 from engines.backend import DEVICE_BUCKETS, PROGRESS, BatchedBackend, bucket_of, columns
@@ -210,18 +209,28 @@ class TensorRtBackend(BatchedBackend):
 
 
 def open_tensorrt(
-    bundle: Bundle, precision: Precision, capacity: int, folder: Path
+    bundle: Bundle,
+    precision: Precision | Mapping[str, Precision] = "auto",
+    capacity: int = DEVICE_BUCKETS[-1],
+    folder: Path | None = None,
 ) -> TensorRtBackend:
-    """The engines of a bundle in ``folder`` on this machine's GPU.
+    """A bundle's engines on this machine's GPU, from its cache or ``folder``.
 
     Raises EngineFault without a GPU or its libraries, BadBundle for engines that do not fit.
     """
-    opening = import_module("engines.gpu.opening")  # brings TensorRT
-    device = open_device()
+    from engines.gpu.opening import open_executables  # brings TensorRT
+    from engines.gpu.precision import summary_of
+
+    asked: str | dict[GraphName, str] = (
+        precision
+        if isinstance(precision, str)
+        else {graph: precision.get(graph, "auto") for graph in GRAPHS}
+    )
+    named, device = summary_of(asked), open_device()
     try:
-        executables = opening.open_executables(bundle, precision, folder)
+        executables = open_executables(bundle, asked, folder, capability=device.compute_capability)
     except BaseException:
         device.close()
         raise
     spec = bundle.manifest.spec
-    return TensorRtBackend(device, executables, spec, precision=precision, capacity=capacity)
+    return TensorRtBackend(device, executables, spec, precision=named, capacity=capacity)

@@ -181,12 +181,9 @@ class CheckedDevice:
         else:
             own.captured.append(work)
 
-    def stream_by_handle(self, handle: int) -> CheckedStream:
-        """The stream that an engine is told to run on."""
-        own = [t for t in self._things if isinstance(t, CheckedStream) and t.handle == handle]
-        if not own:
-            raise self.hazard(f"there is no stream {handle}")
-        return own[0]
+    def queue_foreign(self, handle: int, run: Callable[[Touching], None]) -> None:
+        """The same for a double of an engine, which is told a stream by its handle."""
+        self.queue("engine", self._stream(handle), run)
 
     # ---- for its parts
 
@@ -216,7 +213,7 @@ class CheckedDevice:
 
     def stream_of(self, stream: Stream) -> CheckedStream:
         """A stream of this device that is open."""
-        return self.stream_by_handle(stream.handle)
+        return self._stream(stream.handle)
 
     def touch_by_host(self, region: Region, first: int, size: int, kind: Kind) -> None:
         """An access that no stream knows of yet."""
@@ -241,6 +238,12 @@ class CheckedDevice:
             raise self.hazard(f"{type(thing).__name__} is closed twice")
         self._things.remove(thing)
         self.enter("drop")
+
+    def _stream(self, handle: int) -> CheckedStream:
+        own = [t for t in self._things if isinstance(t, CheckedStream) and t.handle == handle]
+        if not own:
+            raise self.hazard(f"there is no stream {handle}")
+        return own[0]
 
     def _opened(self, thing: Thing) -> Thing:
         self._things.append(thing)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -11,26 +12,35 @@ from engines.backend_openvino import load_openvino
 from engines.backend_tensorrt import TensorRtBackend
 from engines.bundle import GRAPHS
 from engines.contracts import AnyArray
-from engines.gpu.device_checked import CheckedDevice, Touching
+from engines.gpu.device_checked import CheckedDevice
 from engines.gpu.executable import Port
 from engines.gpu.rows import row_bytes
-from tests.engines.exported import Exported
 
 if TYPE_CHECKING:
-    from engines.bundle import GraphName
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from engines.bundle import GraphName, GraphsSpec
+    from engines.gpu.device_checked import Touching
+    from tests.engines.exported import Exported
+
+
+class Host(Protocol):
+    """A device whose memory this process can compute in."""
+
+    def queue_foreign(self, handle: int, run: Callable[[Touching], None]) -> None:
+        """Queue work of a library of its own on a stream."""
+        ...
 
 
 class HostEngine:
-    """One ONNX graph whose ports are bound to addresses of a checked device."""
+    """One ONNX graph whose ports are bound to addresses of a device in host memory."""
 
-    def __init__(self, device: CheckedDevice, sketch: Exported, name: GraphName) -> None:
-        self._device, self.name = device, name
-        core = load_openvino().Core()
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-        self._model = core.compile_model(str(sketch.folder / f"{name}.onnx"), "CPU", settings)
-        spec = sketch.spec.graphs[name]
-        self.inputs = _ports(spec.inputs, self._model.inputs)
-        wanted = [output_name(name, output) for output in spec.outputs]
+    def __init__(self, host: Host, folder: Path, spec: GraphsSpec, name: GraphName) -> None:
+        self._host, self.name = host, name
+        self._model = compiled(folder / f"{name}.onnx")
+        self.inputs = _ports(spec.graphs[name].inputs, self._model.inputs)
+        wanted = [output_name(name, output) for output in spec.graphs[name].outputs]
         self.outputs = _ports(wanted, self._model.outputs)
         self.is_open = True
         self.refuses: Exception | None = None
@@ -51,7 +61,7 @@ class HostEngine:
             for place, port in enumerate(self.outputs):
                 self._rows(port, size, touch, "writes")[:] = found[place]
 
-        self._device.queue("engine", self._device.stream_by_handle(stream), run)
+        self._host.queue_foreign(stream, run)
 
     def close(self) -> None:
         """Released once."""
@@ -62,6 +72,13 @@ class HostEngine:
         width = row_bytes(port.dtype, port.shape)
         values = touch(self._addresses[port.name], size * width, kind)
         return values.view(port.dtype).reshape(size, *port.shape)
+
+
+@cache
+def compiled(path: Path) -> Any:  # noqa: ANN401 - openvino ships no types
+    """A graph in single precision, compiled once for all engines of a test process."""
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    return load_openvino().Core().compile_model(str(path), "CPU", settings)
 
 
 def _ports(names: Any, found: Any) -> tuple[Port, ...]:  # noqa: ANN401 - openvino ships no types
@@ -75,16 +92,16 @@ def _ports(names: Any, found: Any) -> tuple[Port, ...]:  # noqa: ANN401 - openvi
     )
 
 
-def host_engines(device: CheckedDevice, sketch: Exported) -> dict[GraphName, HostEngine]:
-    """The three graphs of a sketch."""
-    return {name: HostEngine(device, sketch, name) for name in GRAPHS}
+def host_engines(host: Host, folder: Path, spec: GraphsSpec) -> dict[GraphName, HostEngine]:
+    """The three graphs of a folder."""
+    return {name: HostEngine(host, folder, spec, name) for name in GRAPHS}
 
 
 def on_host(
-    sketch: Exported, capacity: int = 32, device: CheckedDevice | None = None
+    sketch: Exported, capacity: int = 64, device: CheckedDevice | None = None
 ) -> tuple[TensorRtBackend, CheckedDevice]:
     """The GPU worker over host memory, and the device that checks it."""
     device = device or CheckedDevice()
-    engines = host_engines(device, sketch)
+    engines = host_engines(device, sketch.folder, sketch.spec)
     backend = TensorRtBackend(device, engines, sketch.spec, precision="f32", capacity=capacity)
     return backend, device
