@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -21,6 +21,8 @@ from hypothesis.stateful import (
 from engines.contracts import Decision, Reason, Verdict
 from pipeline.stream import Delivery, open_stream
 from pipeline.wire import FrameEntry, undecided
+from tests.faults.acting import Acting
+from tests.faults.protocol import TRIES_SEEN, Action, begin, steps
 
 consumers = st.sampled_from(["w1", "w2"])
 picks = st.integers(0, 10**6)
@@ -177,6 +179,58 @@ def test_one_verdict_per_frame_in_any_order_of_events(redis_url: str) -> None:
         settings=settings(
             max_examples=40,
             stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+class Agreement(RuleBasedStateMachine):
+    """The protocol that was explored exhaustively, action by action on a real server."""
+
+    url = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = ExitStack()
+        namespace = f"agree-{uuid.uuid4().hex[:12]}"
+        self.line = Acting(self.stack.enter_context(open_stream(self.url, namespace)))
+        self.state = begin(4)
+
+    def teardown(self) -> None:
+        """Let the server go."""
+        self.stack.close()
+
+    @rule(pick=picks)
+    def act(self, pick: int) -> None:
+        """Anything that the model allows; the rarer a loss, the further a run gets."""
+        possible = [step for step in steps(self.state) if not self.is_uncounted(step[0])]
+        losses = {"lose_server", "crash_camera", "crash_worker", "lose_request"}
+        chosen = [s for s in possible if pick % 5 == 0 or s[0].name not in losses] or possible
+        action, after = chosen[pick % len(chosen)]
+        note(str(action))
+        self.line.do(action, self.state, after)
+        self.state = after
+
+    def is_uncounted(self, action: Action) -> bool:
+        """The model stops counting deliveries, the server does not."""
+        return action.name == "reclaim" and self.state.frames[action.frame].tries == TRIES_SEEN
+
+    @invariant()
+    def model_and_server_agree(self) -> None:
+        """Open, pending with their tokens, verdicts, ledger: the same on both sides."""
+        assert self.line.seen() == self.line.expected(self.state)
+
+
+@pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
+def test_model_and_server_agree_after_every_action(redis_url: str) -> None:
+    """What the explorer proves of the model is so of the scripts, as far as runs can tell."""
+    Agreement.url = redis_url
+    run_state_machine_as_test(
+        Agreement,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
