@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Waiting threads sleep: two cores serve many processes here (see README, Why).
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu-check from-wheels clean
 
 $(STAMP): pyproject.toml configs/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,14 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/assayline bench all
+
+# On a machine without network: make gpu-check WHEELS=folder; its GPU libraries may be missing.
+gpu-check: $(if $(WHEELS),from-wheels,$(STAMP))
+	$(BIN)/assayline gpu-check $(if $(WHEELS),--wheels '$(WHEELS)')
+
+from-wheels:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-index --find-links '$(WHEELS)' --editable '.[train,dev]'
 
 clean:
 	rm -rf $(VENV) runs

@@ -69,6 +69,7 @@ class Asked:
     bundles: tuple[Path, ...] = ()  # empty: the demo bundle and specimens made on the spot
     batches: tuple[int, ...] = BATCHES
     rounds: int = 5  # that a figure is the median of
+    frames: int = 256  # through the scheduler, at least
 
     def write(self) -> None:
         """Keep what is asked where the parts look for it; BadData where nothing can be kept."""
@@ -91,7 +92,7 @@ class Asked:
         content = json.loads((out / ASKED).read_text("utf-8"))
         bundles = tuple(Path(path) for path in content.pop("bundles"))
         batches = tuple(content.pop("batches"))
-        return cls(Path(content["out"]), bundles, batches, content["rounds"])
+        return cls(Path(content["out"]), bundles, batches, content["rounds"], content["frames"])
 
     def place_of(self, part: str) -> Path:
         """Where the outcome of a part is kept."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from engines.bundle import Bundle
 
-FRAMES_MIN, TURNS = 128, 8  # frames through the scheduler: at least, and times the batch
+TURNS = 8  # as many frames through the scheduler as so many batches hold
 STATIC = "run-to-completion, rows leave as they end"
 
 
@@ -58,13 +58,15 @@ def in_flight(backend: str, precision: str, asked: Asked) -> Found:
     for name, bundle in tried(asked, without=HUGE):
         with open_backend(bundle, backend, precision, 2 * max(asked.batches)) as engine:
             for batch in asked.batches:
-                results += compared(name, bundle, engine, batch)
+                frames = max(asked.frames, TURNS * batch)
+                results += compared(name, bundle, engine, batch, frames)
     return Found(_best(results), tuple(results))
 
 
-def compared(name: str, bundle: Bundle, engine: BatchedBackend, batch: int) -> Iterator[Result]:
+def compared(
+    name: str, bundle: Bundle, engine: BatchedBackend, batch: int, count: int
+) -> Iterator[Result]:
     """Both ways on the same frames, each plan asked for equally often; then as graphs choose."""
-    count = max(FRAMES_MIN, TURNS * batch)
     parts = list(_parts(bundle, count, forced=True))
     _ = in_flight_s(engine, parts[: 2 * batch], batch)  # warms up
     ours_s, theirs_s = in_flight_s(engine, parts, batch), run_to_completion_s(engine, parts, batch)
