@@ -180,7 +180,8 @@ class ArchiveSettings(Settings):
     """Picture, mask and overlay of every part that did not pass."""
 
     folder: Path | None = None  # absent: <run_dir>/archive
-    max_bytes: PositiveInt = 2_000_000_000
+    max_bytes: PositiveInt = 2_000_000_000  # of parts
+    evidence: bool = True  # every verdict, too, chained by hashes in one file per lot
 
 
 class MqttSettings(Settings):

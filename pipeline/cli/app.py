@@ -37,7 +37,7 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
     ),
     ("On the line", (lines.run, lines.ingest, lines.inspect, lines.sink, lines.dashboard)),
     ("Frames without a camera", (lines.simulate, lines.record, lines.replay)),
-    ("The machine", (machine.doctor, machine.bench, machine.gpu_check)),
+    ("The machine", (machine.doctor, machine.bench, machine.verify, machine.gpu_check)),
 )
 
 for panel, commands in PANELS:

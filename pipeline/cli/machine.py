@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.terminal import out
+from pipeline.cli.terminal import out, write_json
 
 NAMESPACE = "assayline"  # what a line has unless it says otherwise
 
@@ -54,6 +54,26 @@ def _set_up(folder: Path, namespace: str, hosts: list[str], *, tls: bool) -> Non
     for handout in set_up(folder, namespace, tuple(hosts or ["localhost"]), tls=tls):
         out.print(f"{handout.place}: {', '.join(handout.files)}", highlight=False)
     out.print(f"for the line's YAML: {folder / 'line.redis.yaml'}", highlight=False)
+
+
+def verify(
+    what: Annotated[str, typer.Argument(help="A lot, its record, or an archive's folder.")],
+    line: Annotated[Path | None, typer.Option(help="The line whose archive holds it.")] = None,
+    head: Annotated[str, typer.Option(help="A head noted before: it must still be there.")] = "",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write JSON here.")] = None,
+) -> None:
+    """Prove that a lot's verdicts and pictures are as they were written.
+
+    Example: assayline verify 2026-11 --line configs/line.example.yaml
+    """
+    from pipeline.config import load_line
+    from pipeline.evidence.verify import archives_of, verify
+
+    lots = verify(what, archives_of(load_line(line) if line else None), head)
+    for lot in lots:
+        out.print(str(lot), highlight=False, markup=False, soft_wrap=True)
+    if json_file is not None:
+        write_json(json_file, {"lots": [lot.as_json() for lot in lots]})
 
 
 def bench(

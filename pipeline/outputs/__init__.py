@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,10 @@ from pipeline.outputs.lane import OutputLane
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from pipeline.config import LineSettings
+    from pipeline.evidence.lots import Lots
     from pipeline.outputs.output import Output
 
 __all__ = ["OutputLane", "open_outputs"]
@@ -23,10 +25,11 @@ QUEUE = 1024  # verdicts, of outputs that write to a disk
 def open_outputs(settings: LineSettings) -> Iterator[list[OutputLane]]:
     """The outputs a line asks for, open and running; leaving drains them."""
     with ExitStack() as stack:
-        yield [stack.enter_context(OutputLane(*chosen)) for chosen in _chosen(settings)]
+        chosen = list(_chosen(settings, stack))
+        yield [stack.enter_context(OutputLane(*one)) for one in chosen]
 
 
-def _chosen(settings: LineSettings) -> Iterator[tuple[Output, int]]:
+def _chosen(settings: LineSettings, stack: ExitStack) -> Iterator[tuple[Output, int]]:
     """Outputs and their queue lengths; an output's libraries load only where it is asked for."""
     sinks, run_dir = settings.sinks, settings.run_dir
     if sinks.jsonl:
@@ -37,11 +40,16 @@ def _chosen(settings: LineSettings) -> Iterator[tuple[Output, int]]:
         from pipeline.originals import original_of
         from pipeline.outputs.archive import Archive
 
+        folder = sinks.archive.folder or run_dir / "archive"
+        lots = _lots(folder, stack) if sinks.archive.evidence else None
+        if lots:
+            from pipeline.outputs.evidence import Evidence
+
+            yield Evidence(lots), QUEUE
         crops = {camera.name: camera.crop for camera in settings.cameras}
         keeping = [camera.name for camera in settings.cameras if camera.originals_bytes]
         originals = dict.fromkeys(keeping, partial(original_of, run_dir))
-        folder = sinks.archive.folder or run_dir / "archive"
-        yield Archive(folder, sinks.archive.max_bytes, crops, originals), QUEUE
+        yield Archive(folder, sinks.archive.max_bytes, crops, originals, lots), QUEUE
     if sinks.mqtt:
         from pipeline.outputs.mqtt import Mqtt
 
@@ -50,3 +58,9 @@ def _chosen(settings: LineSettings) -> Iterator[tuple[Output, int]]:
         from pipeline.outputs.webhook import Webhook
 
         yield Webhook(sinks.webhook), sinks.webhook.queue
+
+
+def _lots(archive: Path, stack: ExitStack) -> Lots:
+    from pipeline.evidence.lots import FOLDER, Lots
+
+    return stack.enter_context(closing(Lots(archive / FOLDER)))

@@ -16,10 +16,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
-from engines.contracts import BadConfig, Decision, Reason, UInt8
+from engines.contracts import BadConfig, Decision, Reason, UInt8, Verdict
 from engines.images import decode_image, encode_png, encode_sketch, overlay
 from engines.masks import Mask
+from pipeline.evidence.lots import Lots
 from pipeline.stream import VerdictDelivery
 from pipeline.telemetry import facts
 from pipeline.wire import split_frame_id
@@ -34,7 +36,8 @@ MISSING_CAMERA = "camera"
 class Archive:
     """Keeps parts as ``<camera>/<epoch>-<counter>.<what>``; at most ``max_bytes`` in all.
 
-    ``originals`` brings full exposures of those cameras that keep them.
+    ``originals`` brings full exposures of those cameras that keep them; ``lots`` are the chains of
+    evidence in which what is kept and what is forgotten is noted.
     """
 
     name = "archive"
@@ -45,11 +48,13 @@ class Archive:
         max_bytes: int,
         crops: Mapping[str, Crop | None],
         originals: Mapping[str, Fetch] | None = None,
+        lots: Lots | None = None,
     ) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
         self._crops = crops
         self._originals = originals or {}
+        self._lots = lots
         self._bytes = 0
         self._parts: OrderedDict[str, int] = OrderedDict()  # stem -> bytes, oldest first
         try:
@@ -64,6 +69,7 @@ class Archive:
             return
         stem = stem_of(delivery)
         if stem in self._parts:
+            self._note_kept(delivery.verdict, stem)
             return
         contents = self._contents(delivery)
         size = sum(len(content) for content in contents.values())
@@ -74,6 +80,27 @@ class Archive:
             self._remove(stem)
             raise
         self._enter(stem, size)
+        self._note(delivery.verdict, stem, contents)
+
+    def _note(self, verdict: Verdict, stem: str, contents: Mapping[str, bytes]) -> None:
+        if self._lots is not None:
+            self._lots.archived(verdict, stem, contents)
+
+    def _note_kept(self, verdict: Verdict, stem: str) -> None:
+        """A part that was kept when its sink died, before it was noted."""
+        if self._lots is not None and not self._lots.has_archived(verdict):
+            paths = {suffix: self._folder / f"{stem}{suffix}" for suffix in SUFFIXES}
+            there = {suffix: path for suffix, path in paths.items() if path.exists()}
+            self._note(verdict, stem, {name: path.read_bytes() for name, path in there.items()})
+
+    def _note_forgotten(self, stem: str) -> None:
+        if self._lots is None:
+            return
+        try:
+            record = (self._folder / f"{stem}{SUFFIXES[-1]}").read_bytes()
+            self._lots.forgotten(Verdict.model_validate_json(record), stem)
+        except (OSError, ValidationError):  # verify will miss it, and be right
+            return
 
     def rest(self) -> None:
         """Nothing waits here."""
@@ -109,6 +136,7 @@ class Archive:
     def _make_room(self, size: int) -> None:
         while self._parts and self._bytes + size > self._max_bytes:
             stem, freed = self._parts.popitem(last=False)
+            self._note_forgotten(stem)
             self._remove(stem)
             self._bytes -= freed
 

@@ -21,6 +21,7 @@ from pipeline.access.credentials import role_address
 from pipeline.access.roles import ROLES
 from pipeline.access.setup import exposed, set_up
 from pipeline.config import load_line
+from pipeline.evidence.verify import verify
 from pipeline.stream import open_stream
 from pipeline.takes import run_watched
 from tests.tiny_line import shared_bundle, write_line, write_parts
@@ -74,7 +75,11 @@ def ran(folder: Path, base: Path, redis: dict[str, Any]) -> dict[str, Any]:
     folder.mkdir()
     write_parts(folder / "parts", FRAMES)
     line = write_line(
-        folder, shared_bundle(base), redis=redis, sinks={"jsonl": {}}, log_level="debug"
+        folder,
+        shared_bundle(base),
+        redis=redis,
+        sinks={"jsonl": {}, "archive": {}},
+        log_level="debug",
     )
     stop, words = threading.Event(), set[str]()
     watch = threading.Thread(target=note_processes, args=(stop, words))
@@ -114,6 +119,9 @@ def test_a_line_runs_on_the_embedded_server(
     assert (report["captured"], report["residual"]) == (FRAMES, 0)
     assert report["undecided"] == {}
     assert_no_secret_told(access, tmp_path)
+    (proven,) = verify(str(tmp_path / "line" / "run" / "archive"), [])
+    assert proven.verdicts == FRAMES
+    assert proven.pictures >= 4
 
 
 def test_a_line_runs_by_tls(

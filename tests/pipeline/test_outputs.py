@@ -20,8 +20,8 @@ import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
-from engines.contracts import BadConfig, Decision, InspectionError, Reason, Verdict
-from engines.images import encode_png, read_image
+from engines.contracts import BadConfig, Decision, InspectionError, Verdict
+from engines.images import read_image
 from pipeline.config import MqttSettings, WebhookSettings
 from pipeline.outputs.archive import Archive, mask_on_picture, stem_of
 from pipeline.outputs.jsonl import Jsonl
@@ -32,32 +32,8 @@ from pipeline.outputs.reject import FileReject
 from pipeline.outputs.webhook import Webhook
 from pipeline.stream import VerdictDelivery
 from pipeline.telemetry import facts
+from tests.pipeline.outgoing import OPEN, delivery
 from tests.tiny_line import bad_part
-
-OPEN = threading.Event()  # never set: the output is not told to end
-
-
-def delivery(
-    number: int,
-    decision: Decision = Decision.FAIL,
-    camera: str = "left",
-    **fields: Any,  # noqa: ANN401
-) -> VerdictDelivery:
-    """A verdict as it comes from the stream; pictures where it did not pass."""
-    verdict = Verdict(
-        frame_id=f"{camera}/7-{number}",
-        camera=camera,
-        decision=decision,
-        reason=Reason.DEADLINE if decision is Decision.UNDECIDED else None,
-        captured_ns=1,
-        decided_ns=2,
-        **fields,
-    )
-    if decision is Decision.PASS:
-        return VerdictDelivery(camera, f"7-{number}", verdict, b"", b"")
-    picture = bad_part(number, (64, 64))
-    mask = encode_png(picture[:, :, 0] > 250)
-    return VerdictDelivery(camera, f"7-{number}", verdict, mask, encode_png(picture))
 
 
 def free_port() -> int:
