@@ -146,6 +146,10 @@ def build_engine(
     cache: Path | None = None,
 ) -> str:
     """Compile every graph ahead of time into the bundle's cache and return the backend's key."""
+    if name == "tensorrt":  # opening builds nothing there
+        from engines.gpu.building import build_engines
+
+        return build_engines(bundle, precision, cache)
     with open_backend(bundle, name, precision, 1, cache=cache or engine_cache(bundle)) as backend:
         return backend.key
 
