@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from engines.backend import DEVICE_BUCKETS, engine_cache
+from engines.backend import engine_cache
 from engines.bundle import GRAPHS
 from engines.contracts import BadBundle, BadConfig, EngineFault
 from engines.gpu.engine_file import EngineKey, engine_folder, write_engine
@@ -19,7 +19,7 @@ from engines.gpu.precision import precisions_of, summary_of
 from engines.gpu.target import Target, Timings, find_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from engines.bundle import Bundle, GraphName
@@ -28,21 +28,19 @@ if TYPE_CHECKING:
 
 def build_engines(
     bundle: Bundle,
-    precision: str | Mapping[GraphName, str] = "auto",
+    precision: str | Mapping[str, str] = "auto",
     folder: Path | None = None,
     *,
-    compute: Sequence[str] = (),
-    buckets: Sequence[int] = DEVICE_BUCKETS,
-    library: Library | None = None,
+    target: Target | None = None,
     progress: Callable[[float, str], None] = lambda *_: None,
 ) -> str:
     """Build the engines of all three graphs below ``folder`` and return the backend's key.
 
-    ``compute``: capabilities (SM86, ...) of GPUs that need not be here. ``progress`` is told the
-    share done and what is built. Raises BadConfig for a library, precision or capability that is
-    not there, BadBundle for graphs that cannot be read, EngineFault where a build fails.
+    ``target``: absent, whatever the library that is here builds for by itself. ``progress`` is told
+    the share done and what is built. Raises BadConfig for a library or precision that is not there,
+    BadBundle for graphs that cannot be read, EngineFault where a build fails.
     """
-    target = find_target(compute, buckets, library)
+    target = target or find_target()
     summary, cache = summary_of(precision), folder or engine_cache(bundle)
     for done, (graph, kind) in enumerate(precisions_of(bundle, precision).items()):
         progress(done / len(GRAPHS), f"{graph} in {kind} by {target.library}")

@@ -66,7 +66,8 @@ class Library:
 
     def dtype_of(self, dtype: Any) -> str:  # noqa: ANN401 - TensorRT ships no types
         """Numpy's name of a type of a port; another library's name where numpy has none."""
-        return DTYPES.get(dtype.name, dtype.name)
+        name = str(dtype.name)
+        return DTYPES.get(name, name)
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"

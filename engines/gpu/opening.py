@@ -32,7 +32,7 @@ Capability = tuple[int, int]  # major, minor
 
 def open_executables(
     bundle: Bundle,
-    precision: str | Mapping[GraphName, str] = "auto",
+    precision: str | Mapping[str, str] = "auto",
     folder: Path | None = None,
     *,
     capability: Capability | None = None,

@@ -15,7 +15,7 @@ PRECISIONS = ("f32", "fp16", "bf16")
 AUTO = "fp16"  # three bits more than bf16, and networks here stay in its range; the gate decides
 
 
-def precisions_of(bundle: Bundle, asked: str | Mapping[GraphName, str]) -> dict[GraphName, str]:
+def precisions_of(bundle: Bundle, asked: str | Mapping[str, str]) -> dict[GraphName, str]:
     """The precision of each graph, from one for all or one for each.
 
     A bundle may hold a graph at f32; that gives way only to who asks for that graph by name.
@@ -30,7 +30,7 @@ def precisions_of(bundle: Bundle, asked: str | Mapping[GraphName, str]) -> dict[
     return {graph: "f32" if pins.get(graph) == "f32" else wanted for graph in GRAPHS}
 
 
-def summary_of(asked: str | Mapping[GraphName, str]) -> str:
+def summary_of(asked: str | Mapping[str, str]) -> str:
     """What engines are called by: the precision asked for all graphs, or that of each."""
     if isinstance(asked, Mapping):
         kinds = {graph: _known(asked.get(graph, "auto")) for graph in GRAPHS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,9 @@ import typer
 from pipeline.cli.terminal import out, stages, write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engines.bundle import Bundle
     from engines.evaluation import Evaluation
 
 Data = Annotated[
@@ -20,8 +24,8 @@ BundlePath = Annotated[Path, typer.Argument(help="Bundle folder or .zip.")]
 Category = Annotated[
     list[str] | None, typer.Option("--category", help="Only this category; may be repeated.")
 ]
-BackendName = Annotated[str, typer.Option(help="openvino, torch or torch-cuda.")]
-Precision = Annotated[str, typer.Option(help="auto, f32 or bf16.")]
+BackendName = Annotated[str, typer.Option(help="openvino, tensorrt, torch or torch-cuda.")]
+Precision = Annotated[str, typer.Option(help="auto, f32, bf16, or fp16 by tensorrt.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON.")]
 
 
@@ -280,19 +284,42 @@ def build(
     bundle: BundlePath,
     backend: BackendName = "openvino",
     precision: Precision = "auto",
+    compute: Annotated[
+        list[str] | None,
+        typer.Option("--compute", help="tensorrt: a GPU to build for (SM86, ...); may repeat."),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Compile engines ahead of time; refused when the parity set disagrees.
 
-    Example: assayline build runs/tiles --backend openvino --precision bf16
+    Example: assayline build runs/tiles --backend tensorrt --precision fp16 --compute SM89
     """
     from engines.bundle import open_bundle
-    from engines.parity import build_and_compare
 
     with stages() as progress:
-        report: Any = build_and_compare(
-            open_bundle(bundle), backend, precision, lambda share: progress("build", share, "")
+        report = _built(
+            open_bundle(bundle), backend, precision, compute, partial(progress, "build")
         )
     out.print(report.sentence())
     if json_file:
         write_json(json_file, report.model_dump(mode="json"))
+
+
+def _built(
+    bundle: Bundle,
+    backend: str,
+    precision: str,
+    compute: list[str] | None,
+    progress: Callable[[float, str], None],
+) -> Any:  # noqa: ANN401 - the report of either way
+    """Only TensorRT's engines may be built where they cannot run."""
+    if backend == "tensorrt":
+        from engines.gpu.gate import build_and_gate
+
+        return build_and_gate(bundle, precision, compute or (), progress)
+    from engines.contracts import BadConfig
+    from engines.parity import build_and_compare
+
+    if compute:
+        raise BadConfig(f"--compute names GPUs; {backend} builds for this machine, leave it out")
+    return build_and_compare(bundle, backend, precision, lambda share: progress(share, ""))
