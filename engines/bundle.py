@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
+import math
 import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engines.contracts import BadBundle
 from engines.tiles import Tiling
@@ -30,6 +31,11 @@ MANIFEST = "manifest.json"
 CALIBRATION = "calibration.json"
 WEIGHTS = "weights.safetensors"
 MAX_BYTES = 8 << 30  # of an unpacked bundle
+MAX_MEMBERS = 4096  # files of one
+MAX_GROWTH = 200  # times that a zip's contents are larger than it is; weights hardly shrink
+SMALL_BYTES = 64 << 20  # what a zip of any size may unpack to
+MAX_RECORD_BYTES = 64 << 20  # of manifest.json and of calibration.json
+MAX_ELEMENTS = 1 << 28  # of one tensor of the state, for one frame
 DAMAGED_ZIP = (
     zipfile.BadZipFile,
     zlib.error,
@@ -43,13 +49,23 @@ GraphName = Literal["start", "step", "finish"]
 GRAPHS: tuple[GraphName, ...] = ("start", "step", "finish")
 
 
+Side = Annotated[int, Field(ge=1, le=65_536)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
 class TensorSpec(BaseModel):
     """One named tensor of the state, without its batch dimension."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     dtype: str  # numpy's name
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[Count, ...], Field(max_length=8)]
+
+    @model_validator(mode="after")
+    def _fits_a_machine(self) -> Self:
+        if math.prod(self.shape) > MAX_ELEMENTS:
+            raise ValueError(f"{self.name} has more than {MAX_ELEMENTS} elements")
+        return self
 
 
 class GraphSpec(BaseModel):
@@ -66,7 +82,7 @@ class GraphsSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     state: tuple[TensorSpec, ...]
     graphs: dict[GraphName, GraphSpec]
-    map_size: tuple[int, int]
+    map_size: tuple[Side, Side]
 
 
 class PlanSpec(BaseModel):
@@ -74,7 +90,7 @@ class PlanSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     start_level: int
-    levels: tuple[int, ...]
+    levels: Annotated[tuple[int, ...], Field(max_length=10_000)]
 
 
 class Manifest(BaseModel):
@@ -84,15 +100,15 @@ class Manifest(BaseModel):
     schema_version: int = SCHEMA_VERSION
     method: str
     categories: tuple[str, ...]  # index = id; one more id stands for "unknown"
-    image_size: tuple[int, int]  # H, W
-    plans: tuple[PlanSpec, ...]
-    steps_min: int
-    steps_unit: int
+    image_size: tuple[Side, Side]  # H, W
+    plans: Annotated[tuple[PlanSpec, ...], Field(max_length=MAX_MEMBERS)]
+    steps_min: Count
+    steps_unit: Count
     spec: GraphsSpec
     configuration: dict[str, Any]  # what build_method needs
     substitutions: tuple[str, ...] = ()  # where this is not the published configuration
     training: dict[str, Any] = {}
-    files: dict[str, str]  # name -> sha256
+    files: Annotated[dict[str, str], Field(max_length=MAX_MEMBERS)]  # name -> sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +183,25 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def record_of(path: Path) -> bytes:
+    """The bytes of a bundle's JSON file; BadBundle for none, or for more than any is long."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise BadBundle(f"{path} is no file; copy the bundle again")
+        with path.open("rb") as file:
+            told = file.read(MAX_RECORD_BYTES + 1)
+    except OSError as error:
+        raise BadBundle(f"{path} cannot be read: {error.strerror}") from error
+    if len(told) > MAX_RECORD_BYTES:
+        raise BadBundle(f"{path} is longer than {MAX_RECORD_BYTES >> 20} MiB")
+    return told
+
+
 def _read_manifest(folder: Path) -> tuple[Manifest, str]:
     path = folder / MANIFEST
     if not path.is_file():
         raise BadBundle(f"{folder} is no bundle: it holds no {MANIFEST}")
-    text = path.read_bytes()
+    text = record_of(path)
     try:
         version = json.loads(text).get("schema_version")
     except (ValueError, AttributeError, RecursionError) as error:
@@ -190,12 +220,16 @@ def _read_manifest(folder: Path) -> tuple[Manifest, str]:
 
 
 def _check_file(folder: Path, name: str, expected: str) -> None:
-    path = (folder / name.replace("\0", "")).resolve()
-    if not path.is_relative_to(folder.resolve()) or "\0" in name:
-        raise BadBundle(f"bundle {folder} names a file outside itself: {name!r}")
-    if not path.is_file():
-        raise BadBundle(f"bundle {folder} lacks {name}; copy the bundle again")
-    if sha256(path) != expected:
+    try:
+        path = (folder / name.replace("\0", "")).resolve()
+        if not path.is_relative_to(folder.resolve()) or "\0" in name:
+            raise BadBundle(f"bundle {folder} names a file outside itself: {name!r}")
+        if not path.is_file():
+            raise BadBundle(f"bundle {folder} lacks {name}; copy the bundle again")
+        found = sha256(path)
+    except (OSError, RuntimeError, UnicodeError) as error:  # a loop of links, a name of no file
+        raise BadBundle(f"{name[:80]!r} of bundle {folder} cannot be read") from error
+    if found != expected:
         raise BadBundle(f"{path} does not have the bytes its manifest names; copy the bundle again")
 
 
@@ -221,8 +255,18 @@ def _extract(archive: Path, folder: Path) -> None:
     """Unpack; a zip that is cut or altered fails in as many ways as it has parts."""
     try:
         with zipfile.ZipFile(archive) as content:
-            if sum(member.file_size for member in content.infolist()) > MAX_BYTES:
-                raise BadBundle(f"{archive} unpacks to more than {MAX_BYTES >> 30} GiB")
-            content.extractall(folder)
+            _check_members(archive, content.infolist())
+            content.extractall(folder)  # drops "..", roots and links, and stops at each file's size
     except DAMAGED_ZIP as error:
         raise BadBundle(f"{archive} is not a valid zip; copy the bundle again") from error
+
+
+def _check_members(archive: Path, members: list[zipfile.ZipInfo]) -> None:
+    """BadBundle for a zip that is no bundle by what it says of itself; nothing is unpacked yet."""
+    if len(members) > MAX_MEMBERS:
+        raise BadBundle(f"{archive} holds {len(members)} files, more than any bundle")
+    total = sum(member.file_size for member in members)
+    if total > MAX_BYTES:
+        raise BadBundle(f"{archive} unpacks to more than {MAX_BYTES >> 30} GiB")
+    if total > max(SMALL_BYTES, MAX_GROWTH * archive.stat().st_size):
+        raise BadBundle(f"{archive} unpacks to {total >> 20} MiB, too much for its size")

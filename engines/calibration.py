@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from engines.bundle import record_of
 from engines.contracts import BadBundle, Decision, Finding, Float32, Reason
 from engines.exits import Exit, ExitPromise
 from engines.tail import Tail
@@ -202,7 +203,7 @@ class Calibration(BaseModel):
 def load_calibration(path: Path) -> Calibration:
     """Read a saved calibration; raises BadBundle where it is damaged."""
     try:
-        return Calibration.model_validate_json(path.read_bytes())
+        return Calibration.model_validate_json(record_of(path))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

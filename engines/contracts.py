@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
 
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
@@ -215,6 +215,9 @@ class Backend(Protocol):
         ...
 
 
+Stamp = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # epoch nanoseconds
+
+
 class Region(BaseModel):
     """One connected patch of the mask, in frame pixels."""
 
@@ -255,8 +258,8 @@ class Verdict(BaseModel):
     plan: int | None = None
     steps: NonNegativeInt = 0
     steps_planned: NonNegativeInt = 0
-    captured_ns: int
-    decided_ns: int
+    captured_ns: Stamp
+    decided_ns: Stamp
     latency_ms: dict[str, NonNegativeFloat] = {}
     bundle_id: str = ""
     backend: str = ""

@@ -151,11 +151,13 @@ def encode_map(relative: Float32) -> bytes:
 def decode_map(data: bytes) -> Float32:
     """The map [h, w] in a PNG of ``encode_map``; BadFrame for anything else."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.mode not in {"I;16", "I"} or image.width * image.height > MAX_PIXELS:
                 raise BadFrame("these bytes are no anomaly map: it is a 16-bit grey PNG")
             return np.asarray(image, np.float32) / np.float32(MAP_STEPS) + np.float32(MAP_LEAST)
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except BadFrame:
+        raise
+    except Exception as error:  # as above
         raise BadFrame("these bytes are no anomaly map: they are damaged") from error
 
 

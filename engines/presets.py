@@ -9,9 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from engines.contracts import BadConfig
+from engines.yaml_file import read_yaml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRESETS = ("fast", "balanced", "accurate")
@@ -26,11 +25,7 @@ def preset_path(name: str) -> Path:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The keys of a settings file as they stand; raises BadConfig where it holds none."""
-    try:
-        raw = yaml.safe_load(path.read_text("utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise BadConfig(f"{path} cannot be read as YAML: {reason}") from error
+    raw = read_yaml(path) or {}
     if not isinstance(raw, dict):
         raise BadConfig(f"{path} holds no settings; start from configs/train.tiny.yaml")
     return raw

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -27,6 +26,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from engines.contracts import ADAPTIVE, BadConfig
+from engines.yaml_file import read_yaml
 from pipeline.access.credentials import role_address, secret_from, with_secret
 from pipeline.access.door import checked, is_loopback
 from pipeline.mistakes import sentence_of
@@ -156,7 +156,8 @@ class WorkerSettings(Settings):
     processes: PositiveInt = 1
     index: NonNegativeInt = 0  # which of them this one is; the supervisor says
     backend: Literal["torch", "torch-cuda", "openvino", "tensorrt", "stub"] = "openvino"
-    precision: Literal["auto", "f32", "bf16", "fp16"] = "auto"  # fp16: of TensorRT
+    # fp16 is TensorRT's; int8 is OpenVINO's, where `assayline build` made it
+    precision: Literal["auto", "f32", "bf16", "fp16", "int8"] = "auto"
     threads: PositiveInt | None = None  # of the CPU runtime; absent = it chooses
     slots: PositiveInt = 32  # rows in flight
     batch_max: int = Field(default=16, ge=1, le=64)  # rows in one call; a CPU takes 16 at most
@@ -263,7 +264,11 @@ class LineSettings(BaseSettings):
     """Everything one line needs to know."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix="ASSAYLINE_", env_nested_delimiter="__"
+        frozen=True,
+        extra="forbid",
+        env_prefix="ASSAYLINE_",
+        env_nested_delimiter="__",
+        hide_input_in_errors=True,  # a mistake may stand beside a password
     )
 
     line: Name
@@ -335,15 +340,7 @@ class LineSettings(BaseSettings):
 def load_line(path: str | Path) -> LineSettings:
     """Read, check and freeze the configuration of a line; BadConfig in one sentence."""
     path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        reason = error.strerror or error
-        raise BadConfig(f"{path} cannot be read ({reason}): check its name and rights") from error
-    except UnicodeDecodeError as error:
-        raise BadConfig(f"{path} is not YAML: it holds bytes that are no text") from error
-    except yaml.YAMLError as error:
-        raise BadConfig(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise BadConfig(f"{path} holds no settings; start from configs/line.example.yaml")
     try:

@@ -107,7 +107,7 @@ class Journal:
             return
         for line in self._path.read_bytes().splitlines():
             # The last line may be torn by the death of its writer; its frame was not yet admitted.
-            with contextlib.suppress(ValueError, BadFrame):
+            with contextlib.suppress(ValueError, TypeError, RecursionError, BadFrame):
                 self._replay(json.loads(line), line)
 
     def _replay(self, record: dict[str, object], line: bytes) -> None:

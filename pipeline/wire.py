@@ -33,7 +33,7 @@ from typing import Annotated, Literal, Self
 
 import lz4.block
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engines.contracts import ADAPTIVE, VERDICT_SCHEMA, BadFrame, Decision, Reason, UInt8, Verdict
 
@@ -41,12 +41,15 @@ FRAME_SCHEMA = 1
 MAX_HEAD_BYTES = 16_384
 MAX_IMAGE_BYTES = 64_000_000
 MAX_VERDICT_BYTES = 4_000_000
+MAX_PICTURE_BYTES = 64_000_000  # of a mask, picture or map that comes with a verdict
 LZ4_RATIO_MAX = 255  # nothing becomes more than so many times smaller
 CAMERA_NAME = r"[A-Za-z0-9_.-]{1,64}"
 ENTRY_ID = r"[0-9]{1,15}-[0-9]{1,15}"  # below 2^53, so that scripts compare it exactly
 
 Text = Annotated[str, Field(max_length=256)]
 Side = Annotated[int, Field(ge=1, le=65_536)]
+Length = Annotated[int, Field(ge=0, le=65_536)]
+Stamp = Annotated[int, Field(ge=0, lt=2**63)]  # nanoseconds of an epoch
 Codec = Literal["none", "lz4"]  # how images travel in the stream
 # The image [h, w, 3] of a frame id at a place in shared memory; see pipeline.shared.
 Fetch = Callable[[str, bytes, tuple[int, int]], UInt8]
@@ -79,16 +82,16 @@ class FrameHead(BaseModel):
     schema_version: int = FRAME_SCHEMA
     frame_id: str
     camera: str = Field(pattern=f"^{CAMERA_NAME}$")
-    captured_ns: NonNegativeInt
-    deadline_ns: NonNegativeInt
+    captured_ns: Stamp
+    deadline_ns: Stamp
     category: Text = ""
     recipe: Text = ""
     part_id: Text = ""
     lot: Text = ""
     source_frame_id: Text = ""
-    plan: int = ADAPTIVE
-    frame_size: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
-    crop: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt, NonNegativeInt] = (0, 0, 0, 0)
+    plan: Annotated[int, Field(ge=-(2**31), lt=2**31)] = ADAPTIVE
+    frame_size: tuple[Length, Length] = (0, 0)
+    crop: tuple[Length, Length, Length, Length] = (0, 0, 0, 0)
     replayed: bool = False
     image_size: tuple[Side, Side] | None = None  # (h, w); None where no image was ever sent
 
@@ -230,6 +233,8 @@ def verdict_from(fields: Mapping[bytes, bytes]) -> tuple[Verdict, bytes, bytes, 
     if verdict.schema_version != VERDICT_SCHEMA:
         raise BadFrame(f"Verdict schema {verdict.schema_version} is not {VERDICT_SCHEMA}.")
     mask, picture, anomaly_map = (fields.get(name, b"") for name in (b"mask", b"picture", b"map"))
+    if max(map(len, (mask, picture, anomaly_map))) > MAX_PICTURE_BYTES:
+        raise BadFrame(f"{verdict.frame_id}: a picture of it is too large to be one.")
     return verdict, mask, picture, anomaly_map
 
 

@@ -94,5 +94,5 @@ class Jsonl:
 def _frame_id(line: bytes) -> str:
     try:
         return str(json.loads(line)["frame_id"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""

@@ -107,7 +107,7 @@ class FileReject:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadConfig(f"the reject signal has no place at {self._path}: {error}") from error
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             last = json.loads(self._path.read_text("utf-8"))
             self._recent.extend(known for known in last["recent"] if "frame_id" in known)
             return int(last["sequence"])
