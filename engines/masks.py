@@ -54,3 +54,18 @@ def regions(mask: Mask, anomaly_map: Float32) -> tuple[Region, ...]:
         )
         for i in strongest
     )
+
+
+def outlines(mask: Mask, most: int = 4096) -> list[list[tuple[int, int]]]:
+    """Closed lines (x, y) round the patches of a mask, the largest first; ``most`` points in all.
+
+    What no longer fits is left out: the mask itself is the evidence, the lines are for the eye.
+    """
+    found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    kept: list[list[tuple[int, int]]] = []
+    for line in sorted(found, key=cv2.contourArea, reverse=True):
+        most -= len(line)
+        if most < 0:
+            break
+        kept.append([(int(x), int(y)) for x, y in line[:, 0]])
+    return kept

@@ -1,7 +1,10 @@
-"""Messages of a recording: Foxglove's image, and our own where Foxglove has none.
+"""Messages of a recording: Foxglove's image, drawing and log, and our own where it has none.
 
 Field names and types follow Foxglove's published schemas, JSON encoding. The image has one field
 more, ``frame``, with the provenance: readers of the plain schema pass over it.
+
+One timeline: frame, mask, drawing and verdict of a part are logged at its exposure, so whoever
+stops there sees what belongs together; the log says what happened when it happened.
 """
 
 from __future__ import annotations
@@ -19,9 +22,14 @@ _Schema = dict[str, Any]
 PROVENANCE = ("frame_id", "category", "recipe", "part_id", "lot", "source_frame_id")
 
 _TEXT = {"type": "string"}
+_NUMBER = {"type": "number"}
 _TIME: _Schema = {
+    "title": "time",
     "type": "object",
-    "properties": {"sec": {"type": "integer"}, "nsec": {"type": "integer"}},
+    "properties": {
+        "sec": {"type": "integer", "minimum": 0},
+        "nsec": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
+    },
 }
 _FRAME: _Schema = {
     "type": "object",
@@ -44,23 +52,91 @@ _BAD: _Schema = {
     "type": "object",
     "properties": {**_FRAME["properties"], "sentence": _TEXT, "reason": _TEXT},
 }
+_POINT: _Schema = {
+    "title": "foxglove.Point2",
+    "type": "object",
+    "properties": dict.fromkeys("xy", _NUMBER),
+}
+_COLOUR: _Schema = {
+    "title": "foxglove.Color",
+    "type": "object",
+    "properties": dict.fromkeys("rgba", _NUMBER),
+}
+_LINE: _Schema = {
+    "title": "foxglove.PointsAnnotation",
+    "type": "object",
+    "properties": {
+        "timestamp": _TIME,
+        "type": {"type": "integer"},
+        "points": {"type": "array", "items": _POINT},
+        "outline_color": _COLOUR,
+        "outline_colors": {"type": "array", "items": _COLOUR},
+        "fill_color": _COLOUR,
+        "thickness": _NUMBER,
+    },
+}
+_LABEL: _Schema = {
+    "title": "foxglove.TextAnnotation",
+    "type": "object",
+    "properties": {
+        "timestamp": _TIME,
+        "position": _POINT,
+        "text": _TEXT,
+        "font_size": _NUMBER,
+        "text_color": _COLOUR,
+        "background_color": _COLOUR,
+    },
+}
+_ANNOTATIONS: _Schema = {
+    "title": "foxglove.ImageAnnotations",
+    "type": "object",
+    "properties": {
+        "timestamp": _TIME,
+        "circles": {"type": "array", "items": {"type": "object"}},
+        "points": {"type": "array", "items": _LINE},
+        "texts": {"type": "array", "items": _LABEL},
+    },
+    "required": ["circles", "points", "texts"],
+}
+_LOG: _Schema = {
+    "title": "foxglove.Log",
+    "type": "object",
+    "properties": {
+        "timestamp": _TIME,
+        "level": {"type": "integer"},
+        "message": _TEXT,
+        "name": _TEXT,
+        "file": _TEXT,
+        "line": {"type": "integer", "minimum": 0},
+    },
+    "required": ["timestamp", "level", "message", "name", "file", "line"],
+}
 SCHEMAS: dict[str, _Schema] = {
     "foxglove.CompressedImage": _IMAGE,
+    "foxglove.ImageAnnotations": _ANNOTATIONS,
+    "foxglove.Log": _LOG,
     "assayline.Verdict": Verdict.model_json_schema(),
     "assayline.BadExposure": _BAD,
 }
 CHANNELS = {
     "frame": "foxglove.CompressedImage",
     "mask": "foxglove.CompressedImage",
+    "annotations": "foxglove.ImageAnnotations",
+    "log": "foxglove.Log",
     "verdict": "assayline.Verdict",
     "bad_exposure": "assayline.BadExposure",
 }
 
 
+def stamp(time_ns: int) -> dict[str, int]:
+    """A time as Foxglove has it."""
+    return {"sec": time_ns // 10**9, "nsec": time_ns % 10**9}
+
+
 def picture(camera: str, time_ns: int, png: bytes) -> dict[str, Any]:
     """A foxglove.CompressedImage of PNG bytes."""
     return {
-        "timestamp": {"sec": time_ns // 10**9, "nsec": time_ns % 10**9},
+        "timestamp": stamp(time_ns),
         "frame_id": camera,
         "format": "png",
         "data": base64.b64encode(png).decode(),

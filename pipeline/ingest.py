@@ -113,10 +113,14 @@ def _recording(
 
 
 def _as_known(exposure: Exposure, head: FrameHead) -> Exposure:
-    """An exposure with what the line's settings say of it, so that a recording says it too."""
+    """An exposure with what the line says of it, so that a recording says it too.
+
+    Its stamp becomes the server's, as its verdict's is, so that both lie at one place in time.
+    """
     return replace(
         exposure,
         frame_id=head.frame_id,
+        captured_ns=head.captured_ns,
         category=head.category,
         recipe=head.recipe,
         lot=head.lot,

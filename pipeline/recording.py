@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from engines.contracts import BadData, BadFrame, Frame, Verdict
 from engines.images import encode_png
+from pipeline.annotations import annotations, log_line
 from pipeline.comparison import Difference, compare_verdicts
 from pipeline.foxglove import (
     CHANNELS,
@@ -166,15 +167,23 @@ class Recorder:
                 record = provenance(entry) | {"sentence": entry.sentence, "reason": entry.reason}
                 self._add(entry.camera, "bad_exposure", entry.captured_ns, record)
             case Verdict():
-                self._add(entry.camera, "verdict", entry.decided_ns, entry.model_dump(mode="json"))
-                if mask_png:
-                    image = picture(entry.camera, entry.captured_ns, mask_png)
-                    self._add(entry.camera, "mask", entry.decided_ns, image)
+                self._write_verdict(entry, mask_png)
 
-    def _add(self, camera: str, kind: str, time_ns: int, message: dict[str, Any]) -> None:
+    def _write_verdict(self, verdict: Verdict, mask_png: bytes) -> None:
+        """Beside its frame in time, published when it was decided."""
+        camera, seen_ns, told_ns = verdict.camera, verdict.captured_ns, verdict.decided_ns
+        self._add(camera, "verdict", seen_ns, verdict.model_dump(mode="json"), told_ns)
+        self._add(camera, "annotations", seen_ns, annotations(verdict, mask_png), told_ns)
+        if mask_png:
+            self._add(camera, "mask", seen_ns, picture(camera, seen_ns, mask_png), told_ns)
+        self._add(camera, "log", told_ns, log_line(verdict))
+
+    def _add(
+        self, camera: str, kind: str, time_ns: int, message: dict[str, Any], told_ns: int = 0
+    ) -> None:
         channel = self._channel(f"/{camera}/{kind}", CHANNELS[kind])
         data = json.dumps(message, separators=(",", ":")).encode()
-        self._writer.add_message(channel, time_ns, data, time_ns)
+        self._writer.add_message(channel, time_ns, data, told_ns or time_ns)
 
     def _channel(self, topic: str, schema: str) -> int:
         if schema not in self._schemas:

@@ -144,8 +144,9 @@ def test_foxglove_finds_what_it_knows(tmp_path: Path) -> None:
         summary = reader.get_summary()
     assert summary is not None
     assert summary.statistics is not None
-    assert summary.statistics.message_count == 3
-    assert set(found) == {"/top/frame", "/top/mask", "/top/verdict"}
+    assert summary.statistics.message_count == 5
+    kinds = ("frame", "mask", "verdict", "annotations", "log")
+    assert set(found) == {f"/top/{kind}" for kind in kinds}
     for topic, pixels in (("/top/frame", noise(0)), ("/top/mask", None)):
         schema, message = found[topic]
         assert schema is not None
