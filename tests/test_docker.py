@@ -1,7 +1,8 @@
-"""Laws of the image and the compose file, checked by parsing: no container engine is needed."""
+"""Laws of the images and the compose files, checked by parsing: no container engine is needed."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -14,14 +15,15 @@ from pipeline.config import load_line
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
+IMAGES = ("edge", "worker")
 ROLES = {"ingest-top", "ingest-side", "inspect", "sink", "dashboard"}
 WATCHERS = {"prometheus", "grafana"}
 SECRET = re.compile(r"(password|secret|token|api_?key)\w*\s*[:=]\s*['\"]?(?!\$\{)\w", re.IGNORECASE)
 
 
-def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile as (instruction, argument), with continued lines joined."""
-    text = (DOCKER / "edge.Dockerfile").read_text("utf-8")
+def instructions(image: str) -> list[tuple[str, str]]:
+    """A Dockerfile as (instruction, argument), with continued lines joined."""
+    text = (DOCKER / f"{image}.Dockerfile").read_text("utf-8")
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     joined = re.sub(r"\\\n", " ", "\n".join(lines))
     return [
@@ -30,9 +32,9 @@ def instructions() -> list[tuple[str, str]]:
     ]
 
 
-def arguments(instruction: str) -> list[str]:
+def arguments(image: str, instruction: str) -> list[str]:
     """What stands behind every such instruction, in order."""
-    return [rest for word, rest in instructions() if word == instruction]
+    return [rest for word, rest in instructions(image) if word == instruction]
 
 
 @pytest.fixture(scope="module")
@@ -43,60 +45,88 @@ def compose() -> dict[str, Any]:
 
 
 def is_pinned(image: str) -> bool:
-    """Whether an image is named by a full version or a digest."""
-    return bool(re.search(r":v?\d+\.\d+\.\d+[\w.-]*$|@sha256:[0-9a-f]{64}$", image))
+    """Whether an image is named by a full version, a month of NVIDIA's, or a digest."""
+    version = r":v?\d+\.\d+\.\d+[\w.-]*$|:\d\d\.\d\d-py3$|@sha256:[0-9a-f]{64}$"
+    return bool(re.search(version, image))
 
 
-# -- the image --------------------------------------------------------------------------------
+# -- the images -------------------------------------------------------------------------------
 
 
-def test_every_base_image_is_pinned_and_slim() -> None:
-    """A build next year starts from the same bytes, and carries no compilers."""
-    bases = [base.split()[0] for base in arguments("FROM")]
+@pytest.mark.parametrize(
+    ("image", "base"),
+    [("edge", r"python:[\d.]+-slim-\w+"), ("worker", r"nvcr\.io/nvidia/tensorrt:.+")],
+)
+def test_every_base_image_is_pinned(image: str, base: str) -> None:
+    """A build next year starts from the same bytes: slim Debian, or NVIDIA's TensorRT."""
+    bases = [told.split()[0] for told in arguments(image, "FROM")]
     assert bases
-    assert all(is_pinned(base) and "slim" in base for base in bases)
+    assert all(is_pinned(one) and re.fullmatch(base, one) for one in bases)
 
 
-def test_the_image_runs_as_a_user_without_rights() -> None:
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_runs_as_a_user_without_rights(image: str) -> None:
     """The last USER is a number other than root's, so that a cluster can check it."""
-    user = arguments("USER")[-1].split(":")[0]
+    user = arguments(image, "USER")[-1].split(":")[0]
     assert user.isdigit()
     assert int(user) >= 1000
+    assert re.search(rf"useradd --uid {user}\b", " ".join(arguments(image, "RUN")))
 
 
-def test_the_image_says_whether_it_is_healthy() -> None:
-    """There is a HEALTHCHECK, and it needs no tool that a slim image lacks."""
-    (check,) = arguments("HEALTHCHECK")
-    assert "--interval=" in check
-    assert "python" in check
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_says_whether_it_is_healthy(image: str) -> None:
+    """There is a HEALTHCHECK without a shell, and it needs no tool that a slim image lacks."""
+    (check,) = arguments(image, "HEALTHCHECK")
+    assert {"--interval", "--timeout", "--start-period"} <= set(
+        re.findall(r"--[a-z-]+(?==)", check)
+    )
+    assert json.loads(check.partition(" CMD ")[2])[0] in {"python", "assayline"}
     assert not re.search(r"\b(curl|wget)\b", check)
 
 
-def test_nothing_is_left_over_or_given_away() -> None:
+@pytest.mark.parametrize("image", IMAGES)
+def test_nothing_is_left_over_or_given_away(image: str) -> None:
     """No package lists, no pip cache, no secrets, nothing fetched by ADD, no sudo."""
-    for command in arguments("RUN"):
+    for command in arguments(image, "RUN"):
         assert "sudo" not in command
         if "apt-get install" in command:
             assert "rm -rf /var/lib/apt/lists" in command
             assert "--no-install-recommends" in command
         if "pip install" in command:
             assert "--constraint" in command
-    assert "PIP_NO_CACHE_DIR=1" in " ".join(arguments("ENV"))
-    assert arguments("ADD") == []
-    assert not any(SECRET.search(text) for text in arguments("ENV") + arguments("ARG"))
+    assert "PIP_NO_CACHE_DIR=1" in " ".join(arguments(image, "ENV"))
+    assert arguments(image, "ADD") == []
+    assert not any(SECRET.search(t) for t in arguments(image, "ENV") + arguments(image, "ARG"))
 
 
-def test_entry_points_are_lists_so_that_signals_arrive() -> None:
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_keeps_the_rules_of_its_language(image: str) -> None:
+    """Places are absolute, directories are entered by WORKDIR, and no pipe hides a failure."""
+    words = [word for word, _ in instructions(image)]
+    assert not {"MAINTAINER", "ONBUILD", "SHELL"} & set(words)
+    assert all(place.startswith("/") for place in arguments(image, "WORKDIR"))
+    assert words.index("WORKDIR") < words.index("COPY")
+    for command in arguments(image, "RUN"):
+        assert not re.search(r"(^|&& )cd |[^|]\|[^|]|;|apt-get upgrade", command), command
+    # The user comes after everything that root has to do.
+    after = words[len(words) - words[::-1].index("USER") :]
+    assert "COPY" not in after
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_entry_points_are_lists_so_that_signals_arrive(image: str) -> None:
     """A shell between the engine and us would swallow SIGTERM."""
     for instruction in ("ENTRYPOINT", "CMD"):
-        assert all(argument.startswith("[") for argument in arguments(instruction))
-    assert arguments("ENTRYPOINT") == ['["assayline"]']
+        assert all(argument.startswith("[") for argument in arguments(image, instruction))
+    assert arguments(image, "ENTRYPOINT") == ['["assayline"]']
+    assert arguments(image, "STOPSIGNAL") == ["SIGTERM"]
 
 
-def test_everything_copied_exists_and_is_let_into_the_build() -> None:
+@pytest.mark.parametrize("image", IMAGES)
+def test_everything_copied_exists_and_is_let_into_the_build(image: str) -> None:
     """COPY names files of the repository, and the ignore file does not hide them."""
-    ignored = (DOCKER / "edge.Dockerfile.dockerignore").read_text("utf-8").splitlines()
-    for argument in arguments("COPY"):
+    ignored = (DOCKER / f"{image}.Dockerfile.dockerignore").read_text("utf-8").splitlines()
+    for argument in arguments(image, "COPY"):
         if argument.startswith("--from"):
             continue
         for source in argument.split()[:-1]:
@@ -105,11 +135,35 @@ def test_everything_copied_exists_and_is_let_into_the_build() -> None:
     assert ignored[0] == "*"
 
 
-def test_the_image_carries_no_torch() -> None:
-    """Inspection needs no training extra; the image would be four times as large."""
-    installs = " ".join(command for command in arguments("RUN") if "pip install" in command)
-    assert "[dashboard]" in installs
-    assert not re.search(r"\btrain\b|torch", installs)
+@pytest.mark.parametrize(("image", "extra"), [("edge", "dashboard"), ("worker", "gpu")])
+def test_no_image_carries_torch(image: str, extra: str) -> None:
+    """Inspection needs no training extra; an image would be four times as large."""
+    commands = [command for command in arguments(image, "RUN") if "pip install" in command]
+    assert len(commands) == 1
+    assert f"'.[{extra}]'" in commands[0]
+    assert not re.search(r"\btrain\b|torch", commands[0])
+
+
+def test_a_gpu_worker_is_healthy_while_its_loop_turns() -> None:
+    """The check asks for the loop's own heartbeat, of the line that the image inspects."""
+    (check,) = arguments("worker", "HEALTHCHECK")
+    assert json.loads(check.partition(" CMD ")[2]) == [
+        "assayline",
+        "doctor",
+        "line.yaml",
+        "--worker",
+    ]
+    assert arguments("worker", "CMD") == ['["inspect", "line.yaml"]']
+
+
+def test_a_gpu_worker_may_be_read_only() -> None:
+    """What libraries cache goes to /tmp, what stays to volumes that belong to its user."""
+    told = " ".join(arguments("worker", "ENV"))
+    for name in ("XDG_CACHE_HOME", "CUDA_CACHE_PATH"):
+        assert re.search(rf"{name}=/tmp/", told)
+    (volumes,) = (json.loads(argument) for argument in arguments("worker", "VOLUME"))
+    owned = " ".join(c for c in arguments("worker", "RUN") if "install -d -o assayline" in c)
+    assert all(volume in owned for volume in volumes)
 
 
 # -- the line ---------------------------------------------------------------------------------
@@ -232,6 +286,23 @@ def test_a_plant_has_no_internet(compose: dict[str, Any]) -> None:
         assert told[f"GF_ANALYTICS_{key}"] == "false"
     assert told["GF_PLUGINS_PREINSTALL_DISABLED"] == "true"
     assert compose["services"]["prometheus"]["networks"] == ["line"]
+
+
+def test_a_gpu_changes_who_inspects_and_nothing_else(compose: dict[str, Any]) -> None:
+    """The file laid over the line keeps its bounds; engines outlive the container."""
+    over = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text("utf-8"))
+    assert set(over["services"]) == {"inspect"} <= set(compose["services"])
+    inspect = over["services"]["inspect"]
+    assert is_pinned(inspect["image"])
+    assert (ROOT / inspect["build"]["dockerfile"]).exists()
+    assert inspect["environment"] == {"ASSAYLINE_WORKER__BACKEND": "tensorrt"}
+    assert inspect["healthcheck"]["test"][1:] == ["assayline", "doctor", "line.yaml", "--worker"]
+    (device,) = inspect["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    places = dict(mount.split(":")[:2] for mount in inspect["volumes"])
+    assert set(places) == set(over["volumes"])
+    assert set(places.values()) <= set(json.loads(arguments("worker", "VOLUME")[0]))
+    assert not {"read_only", "cap_drop", "user", "security_opt"} & set(inspect)
 
 
 def test_what_a_person_adds_is_not_committed() -> None:

@@ -24,6 +24,10 @@ def doctor(
         list[str] | None, typer.Option(help="--setup: how roles reach the server; may be repeated.")
     ] = None,
     tls: Annotated[bool, typer.Option(help="--setup: with certificates.")] = True,
+    worker: Annotated[
+        bool,
+        typer.Option("--worker", help="Only whether the line's worker here turns: for probes."),
+    ] = False,
 ) -> None:
     """Check this machine and a line's Redis, and say how to mend what is wrong.
 
@@ -40,7 +44,14 @@ def doctor(
     from pipeline.doctor import doctor as examine
     from pipeline.doctor import print_checks
 
-    checks = examine(settings)
+    if worker:
+        if settings is None:
+            raise typer.BadParameter("name the line whose worker is asked for")
+        from pipeline.doctor.worker import worker_check
+
+        checks = [worker_check(settings)]
+    else:
+        checks = examine(settings)
     if as_json:
         print(json.dumps([check.as_json() for check in checks], indent=1))
     else:

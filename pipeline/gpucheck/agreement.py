@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engines.backend import build_engine, open_backend
-from engines.contracts import InspectionError, ParityError
+from engines.contracts import EngineFault, InspectionError, ParityError
 from engines.parity import EPSILON, compare
 from pipeline.bench.report import Result
 from pipeline.gpucheck.bundles import TIMED, frames_of, tried
@@ -15,15 +15,19 @@ EXACT = "f32"  # an engine in less may disagree: it is then not used, which is n
 
 def build(precision: str, asked: Asked) -> Found:
     """TensorRT engines of every bundle in one precision, built ahead of time for this GPU."""
-    built, refused = [], {}
+    built: list[str] = []
+    refused: dict[str, str] = {}
     for name, bundle in tried(asked):
         try:
             built.append(f"{name} as {build_engine(bundle, TENSORRT, precision)}")
         except InspectionError as error:
             refused[name] = str(error)
+    # What refuses every bundle is the machine; what refuses some of them is a fault.
     if not built:
         raise NotHere(next(iter(refused.values()), "there is no bundle to build"))
-    return Found(f"{len(built)} bundles built, {len(refused)} refused", facts=refused)
+    if refused:
+        raise EngineFault(" · ".join(f"{name}: {why}" for name, why in refused.items()))
+    return Found(", ".join(built))
 
 
 def agree(backend: str, precision: str, asked: Asked) -> Found:

@@ -54,9 +54,11 @@ def _outcome(name: str, part: Part, asked: Asked, before: Sequence[Outcome]) -> 
 
 def _reason_against(part: Part, asked: Asked, before: Sequence[Outcome]) -> str | None:
     """Why a part need not be tried."""
-    gpu = next((outcome for outcome in before if outcome.part == GPU), None)
-    if part.needs_gpu and gpu is not None and gpu.state is not State.DONE:
+    lacking = {outcome.part for outcome in before if outcome.state is not State.DONE}
+    if part.needs_gpu and GPU in lacking:
         return "there is no GPU to try it on"
+    if part.needs in lacking:
+        return f"it needs {part.needs}, which is not there"
     if part.makes_specimens and asked.bundles:
         return "bundles were given"
     return None

@@ -24,6 +24,7 @@ class Part:
     limit_s: float = 300
     needs_gpu: bool = True
     makes_specimens: bool = False  # left out where bundles are given
+    needs: str = ""  # a part without which this one has nothing to try
 
     def run(self, asked: Asked) -> Found:
         """What the part finds; its libraries are loaded now."""
@@ -53,7 +54,8 @@ def _parts() -> dict[str, Part]:
         ("stages", "stages.stages", 900),
     ):
         for engine in engines:
-            parts[f"{kind}:{':'.join(engine)}"] = Part(where, engine, limit_s)
+            built = f"engines:{engine[1]}" if engine[0] == "tensorrt" else ""
+            parts[f"{kind}:{':'.join(engine)}"] = Part(where, engine, limit_s, needs=built)
     return parts
 
 
