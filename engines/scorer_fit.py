@@ -6,7 +6,8 @@ served. Both learn from a pool of images made once: the frozen network is the de
 
 A bank holds what it was fitted on: its own images show it nothing new, and a scorer that learned
 from them would call whatever is new an anomaly. ``halves`` is therefore a bank for each half of the
-good images, fitted on the other half.
+good images, fitted on the other half. What is pasted comes from either half: a piece that the bank
+knows, in a place where it does not belong, has only its surroundings to tell of it.
 """
 
 from __future__ import annotations
@@ -81,19 +82,13 @@ def draw_pool(
         own = rows[number % len(rows)]
         donors = rows[rng.integers(len(rows))] if rng.random() < FOREIGN_SHARE else own
         row = int(rng.choice(own))
-        image, target = _made(moved[row], moved[rng.choice(_of_half(donors, half, half[row]))], rng)
+        image, target = _made(moved[row], moved[rng.choice(donors)], rng)
         drawn.append(image)
         targets.append(target)
         kinds.append(unknown if rng.random() < dropout else int(categories[row]))
         halves.append(half[row])
     made = torch.from_numpy(np.stack(drawn)), torch.stack(targets)
     return Pool(*made, torch.tensor(kinds), torch.tensor(np.array(halves)))
-
-
-def _of_half(rows: np.ndarray, halves: np.ndarray, half: int) -> np.ndarray:
-    """Those rows whose patches the bank of the other half has not seen; all where there is none."""
-    own = rows[halves[rows] == half]
-    return own if len(own) else rows
 
 
 def _made(
