@@ -22,7 +22,7 @@ COLOURS = {
 }
 
 
-def annotations(verdict: Verdict, mask_png: bytes) -> dict[str, Any]:
+def drawing(verdict: Verdict, mask_png: bytes) -> dict[str, Any]:
     """A foxglove.ImageAnnotations: the mask's outline and the decision, in pixels of the frame.
 
     Every verdict has one, so that the outline of a reject does not stay on the next part.

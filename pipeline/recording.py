@@ -19,13 +19,13 @@ from typing import Any, BinaryIO, Self
 import zstandard
 from mcap.exceptions import McapError
 from mcap.records import Channel, Message
-from mcap.stream_reader import CRCValidationError, StreamReader
+from mcap.stream_reader import CRCValidationError
 from mcap.writer import MCAP0_MAGIC, Writer
 from pydantic import ValidationError
 
 from engines.contracts import BadData, BadFrame, Frame, Verdict
 from engines.images import encode_png
-from pipeline.annotations import annotations, log_line
+from pipeline.annotations import drawing, log_line
 from pipeline.comparison import Difference, compare_verdicts
 from pipeline.foxglove import (
     CHANNELS,
@@ -35,8 +35,10 @@ from pipeline.foxglove import (
     picture,
     provenance,
 )
+from pipeline.records import bounded_records
 from pipeline.sources.source import BadExposure, Exposure
 from pipeline.telemetry import facts
+from pipeline.wire import MAX_VERDICT_BYTES
 
 __all__ = [
     "Difference",
@@ -62,6 +64,7 @@ BREAKS = (
     struct.error,
     ValueError,
     MemoryError,
+    OverflowError,
 )
 
 
@@ -173,7 +176,7 @@ class Recorder:
         """Beside its frame in time, published when it was decided."""
         camera, seen_ns, told_ns = verdict.camera, verdict.captured_ns, verdict.decided_ns
         self._add(camera, "verdict", seen_ns, verdict.model_dump(mode="json"), told_ns)
-        self._add(camera, "annotations", seen_ns, annotations(verdict, mask_png), told_ns)
+        self._add(camera, "annotations", seen_ns, drawing(verdict, mask_png), told_ns)
         if mask_png:
             self._add(camera, "mask", seen_ns, picture(camera, seen_ns, mask_png), told_ns)
         self._add(camera, "log", told_ns, log_line(verdict))
@@ -208,7 +211,7 @@ def read_exposures(path: str | Path, camera: str = "") -> Iterator[Exposure]:
             continue
         try:
             yield frame_from(name, data) if kind == "frame" else bad_exposure_from(name, data)
-        except (ValueError, KeyError, TypeError, BadFrame) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, BadFrame) as error:
             raise BadData(f"{path} holds a damaged message on {topic}: {error}") from None
 
 
@@ -263,7 +266,9 @@ def _verdict_texts(path: Path) -> Iterator[bytes]:
                 yield data
         return
     with path.open("rb") as lines:
-        yield from (line for line in lines if line.strip())
+        while line := lines.readline(MAX_VERDICT_BYTES + 1):  # a longer one is no verdict
+            if line.strip():
+                yield line
 
 
 def _messages(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -271,7 +276,7 @@ def _messages(path: Path) -> Iterator[tuple[str, bytes]]:
     check_recording(path)
     channels: dict[int, str] = {}
     with path.open("rb") as file:
-        records = StreamReader(file, validate_crcs=True).records
+        records = bounded_records(file)
         while True:
             try:
                 record = next(records, None)

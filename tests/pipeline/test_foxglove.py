@@ -17,7 +17,7 @@ from mcap.reader import make_reader
 from engines.contracts import Decision, Verdict
 from engines.images import decode_image, encode_png
 from engines.masks import outlines
-from pipeline.annotations import annotations, log_line
+from pipeline.annotations import drawing, log_line
 from pipeline.foxglove import CHANNELS, SCHEMAS
 from tests.tiny_line import shared_bundle, write_line, write_parts
 
@@ -181,7 +181,7 @@ def test_a_mask_that_is_none_costs_only_its_drawing() -> None:
     verdict = Verdict(
         frame_id="left/1-1", camera="left", decision=Decision.FAIL, captured_ns=1, decided_ns=2
     )
-    drawn = annotations(verdict, b"no image")
+    drawn = drawing(verdict, b"no image")
     assert drawn["points"] == []
     assert len(drawn["texts"]) == 1
     assert log_line(verdict)["message"].startswith("left/1-1 FAIL")
@@ -197,13 +197,13 @@ def test_outlines_are_bounded_and_the_largest_come_first() -> None:
     xs = [x for x, _ in lines[0]]
     assert max(xs) - min(xs) >= 19
     assert outlines(np.zeros((4, 4), np.bool_)) == []
-    assert len(annotations_of(encode_png(mask))) > 1
+    assert len(lines_of(encode_png(mask))) > 1
 
 
-def annotations_of(mask_png: bytes) -> list[dict[str, Any]]:
+def lines_of(mask_png: bytes) -> list[dict[str, Any]]:
     """The lines drawn for a mask."""
     verdict = Verdict(
         frame_id="left/1-1", camera="left", decision=Decision.FAIL, captured_ns=1, decided_ns=2
     )
-    lines: list[dict[str, Any]] = annotations(verdict, mask_png)["points"]
+    lines: list[dict[str, Any]] = drawing(verdict, mask_png)["points"]
     return lines
