@@ -69,7 +69,8 @@ class Scheduler:
         self._running: list[Job] = []  # by due time
         self._idle_ns = 0.0  # worth of the places that stayed empty while frames waited
         self._owes_step = False  # frames that make no step must not keep others from theirs
-        self._called_ns = -math.inf  # when the last call was decided
+        self._called_ns = -math.inf  # when the last call had ended
+        self._is_calling = False
         self._served: Counter[str] = Counter()  # frames started by camera, since all was well
 
     @property
@@ -93,7 +94,7 @@ class Scheduler:
             job.is_running = True
             self._waiting.remove(job)
             insort(self._running, job, key=_due)
-            self._served[job.camera] += 1
+            self._served[job.camera] += job.tile == 0
             if self._mix is not None and job.asked == ADAPTIVE:
                 self._mix.note(job.plan, job.limit)
         self._idle_ns, self._owes_step = 0.0, True
@@ -139,6 +140,8 @@ class Scheduler:
         ``expects_more``: other frames may still come; without it nobody waits for company.
         ``is_full``: there is no slot for them, so there may be any number.
         """
+        if self._is_calling:
+            self._called_ns, self._is_calling = now_ns, False
         prices, most, lost = self._prospects(now_ns, is_full=is_full)
         if lost:
             self._doubt_what_refuses(prices, now_ns)
@@ -147,7 +150,7 @@ class Scheduler:
         patience_ns = self._patience_ends_ns(prices, expects_more=expects_more)
         if now_ns < patience_ns:
             return Turn("wait", until_ns=patience_ns)
-        self._called_ns = now_ns
+        self._is_calling = True
         return self._call(prices, most, now_ns)
 
     def _call(self, prices: Prices, most: int, now_ns: float) -> Turn:
@@ -178,16 +181,36 @@ class Scheduler:
         while True:
             company = Company(len(self._running) - done, done, most)
             prices = self._outlook.prices(company)
-            lost = [job for job in self._all() if self._is_late(job, prices, owed, now_ns)]
+            behind = self._rounds_behind(most)
+            lost = [
+                job
+                for job in self._all()
+                if self._is_late(job, prices, owed, now_ns, behind.get(job.slot, 0))
+            ]
             waiting = sum(not job.is_running for job in lost)
             if is_full or most == 1 or not waiting or waiting < len(self._waiting):
                 return prices, most, tuple(lost)
             most //= 2
 
-    def _is_late(self, job: Job, prices: Prices, owed: int, now_ns: float) -> bool:
+    def _rounds_behind(self, most: int) -> dict[int, int]:
+        """Slot -> how many rounds of ``most`` rows a tile starts after the first of its frame.
+
+        A frame of which only some tiles would be in time is not begun.
+        """
+        if not any(job.tile for job in self._waiting):
+            return {}
+        first: dict[str, int] = {}
+        return {
+            job.slot: place // most - first.setdefault(job.frame_id, place // most)
+            for place, job in enumerate(self._waiting)
+        }
+
+    def _is_late(
+        self, job: Job, prices: Prices, owed: int, now_ns: float, rounds_behind: int
+    ) -> bool:
         cut_in = self._cut_in(job) if job.is_running else math.inf
         needed_ns = self._outlook.least_ns(job, prices, owed, cut_in)
-        return now_ns + needed_ns > job.due_ns
+        return now_ns + (1 + rounds_behind) * needed_ns > job.due_ns
 
     def _doubt_what_refuses(self, prices: Prices, now_ns: float) -> None:
         """Prices by which frames are refused while nothing is called are lowered, to be tried."""
@@ -220,6 +243,9 @@ class Scheduler:
         order = self._waiting if is_feasible else self._in_turns()
         fitting = min(most, self._room_for_starts(room, limit))
         chosen = self._sharing("start", order[:fitting])
+        chosen = chosen if is_feasible else self._without_torn(chosen, prices, now_ns)
+        if not chosen:
+            return ()
         if fitting < len(self._waiting) and not self._is_worth_starting(len(chosen)):
             return ()
         for job in chosen:
@@ -227,13 +253,30 @@ class Scheduler:
         return chosen
 
     def _in_turns(self) -> list[Job]:
-        """Waiting jobs, the least served camera first: no camera's flood starves another."""
+        """Waiting jobs, the least served camera first: no camera's flood starves another.
+
+        Tiles of a frame keep together, and those whose frame has begun come before all: without
+        them the work on the others would be lost.
+        """
         served = self._served.copy()
-        ranked: list[tuple[int, int, Job]] = []
+        ranks: dict[str, tuple[int, int]] = {}  # of frames
         for job in self._waiting:
-            ranked.append((served[job.camera], len(ranked), job))
-            served[job.camera] += 1
-        return [job for *_, job in sorted(ranked, key=lambda row: row[:2])]
+            if job.frame_id not in ranks:
+                has_begun = job.tile > 0
+                ranks[job.frame_id] = (-1 if has_begun else served[job.camera], len(ranks))
+                served[job.camera] += not has_begun
+        return sorted(self._waiting, key=lambda job: ranks[job.frame_id])
+
+    def _without_torn(
+        self, jobs: tuple[Job, ...], prices: Prices, now_ns: float
+    ) -> tuple[Job, ...]:
+        """Without the last frame where some of its tiles are left out and would then be late."""
+        last = jobs[-1]
+        of_last = [job for job in jobs if job.frame_id == last.frame_id]
+        count = sum(job.frame_id == last.frame_id for job in self._waiting)
+        rest = jobs[: len(jobs) - len(of_last)]
+        has_choice = len(of_last) < count <= self._batch_max and (rest or self._running)
+        return rest if has_choice and self._is_late(last, prices, 0, now_ns, 1) else jobs
 
     def _room_for_starts(self, room: int, limit: int | None) -> int:
         """How many may start so that ``room`` places are filled: some will make no step at all."""
