@@ -200,7 +200,7 @@ class _Stage:
             name: torch.zeros((widest, *shape), dtype=dtype, pin_memory=pinned)
             for name, (shape, dtype) in shapes.items()
         }
-        self._there = {name: tensor.to(device) for name, tensor in self._host.items()}
+        self._there = {name: tensor.to(device, copy=True) for name, tensor in self._host.items()}
 
     @property
     def slots(self) -> Tensor:

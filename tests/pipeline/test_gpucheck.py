@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.backend import open_backend
 from engines.backend_torch_device import TorchDeviceBackend
 from engines.bundle import open_bundle
 from engines.contracts import BadConfig, BadData, EngineFault
@@ -25,7 +26,7 @@ from pipeline.gpucheck.outcome import Found
 from pipeline.gpucheck.parts import GPU, PARTS, Part
 from pipeline.gpucheck.report import as_markdown, write_report
 from pipeline.gpucheck.speed import compared, passes
-from pipeline.gpucheck.stages import profiled
+from pipeline.gpucheck.stages import Rehearsed, profiled
 from pipeline.gpucheck.trials import read_counts
 from pipeline.gpucheck.wheels import install, optional_requirements
 
@@ -228,6 +229,33 @@ def test_figures_come_from_calls(asked: Asked) -> None:
     assert seen[f"of_roof.{step}"].ratio == pytest.approx(
         max(seen[f"of_peak.{step}"].ratio, seen[f"of_memory.{step}"].ratio)
     )
+
+
+def test_a_backend_without_events_is_timed_by_the_host(asked: Asked) -> None:
+    """A whole call stands for its computing; nothing is said of its copies."""
+    bundle = open_bundle(ROOT / "configs/bundles/demo")
+    one = Asked(asked.out, batches=(1,))
+    with open_backend(bundle, "openvino", "f32", 1) as engine:
+        found = [*profiled("demo", bundle, Rehearsed(engine), Roof(1e12, 1e11), one)]
+    names = {result.name.partition(".")[0] for result in found}
+    assert names == {"stage", "of_peak", "of_memory", "of_roof"}
+    assert all(result.value > 0 for result in found)
+
+
+def test_an_engine_that_was_not_built_is_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What needs TensorRT's engines says that they are not there; the rest runs."""
+
+    def isolated(part: str, limit_s: float, _: Asked) -> Outcome:
+        state = State.NOT_HERE if part.startswith("engines:") else State.DONE
+        return Outcome(part, state, "told", limit_s)
+
+    monkeypatch.setattr(check, "run_isolated", isolated)
+    outcomes = {outcome.part: outcome for outcome in run_gpu_check(Asked(tmp_path))}
+    assert outcomes["speed:torch-cuda:bf16"].state is State.DONE
+    assert outcomes["speed:tensorrt:fp16"].state is State.NOT_HERE
+    assert outcomes["speed:tensorrt:fp16"].sentence == "it needs engines:fp16, which is not there"
 
 
 def test_a_report_is_named_by_its_gpu(asked: Asked) -> None:
