@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import (
@@ -22,7 +22,6 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 
 from engines.calibration_fit import good_images_needed
@@ -75,8 +74,8 @@ class TrainSettings(BaseModel):
     channels: PositiveInt = 64  # of the feature codec
     bank_channels: PositiveInt = 152  # components that the severity bank compares; 152 = all
     image_size: tuple[PositiveInt, PositiveInt] = (256, 256)
-    tiles: str = "1x1"  # rows x columns of model inputs that a frame is cut into
     overlap: float = Field(default=0.1, ge=0, le=0.5)  # of neighbouring tiles, share of a tile
+    tiles: str = "1x1"  # rows x columns of model inputs that a frame is cut into
     bank_rows: int = Field(default=1000, ge=0)  # per category; 0 = no severity bank
     preconditioned: bool = False  # the denoiser starts from what is best for whitened latents
     whitened: bool = False  # changes are measured in the covariance of good parts' changes
@@ -123,13 +122,16 @@ class TrainSettings(BaseModel):
             raise ValueError(f"{size} was trained without it; leave it out or name another size")
         return preconditioned
 
-    @model_validator(mode="after")
-    def _can_be_cut(self) -> Self:
-        try:
-            _ = self.tiling.frame_size
-        except BadConfig as error:
-            raise ValueError(str(error)) from None
-        return self
+    @field_validator("tiles")
+    @classmethod
+    def _can_be_cut(cls, tiles: str, told: ValidationInfo) -> str:
+        size, overlap = told.data.get("image_size"), told.data.get("overlap")
+        if size and overlap is not None:  # absent where they are themselves refused
+            try:
+                Tiling.parse(tiles, overlap, size)
+            except BadConfig as error:
+                raise ValueError(str(error)) from None
+        return tiles
 
     @property
     def tiling(self) -> Tiling:

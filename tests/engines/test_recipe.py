@@ -19,6 +19,7 @@ from engines.recipe import (
     load_good,
     load_recipe,
 )
+from engines.tiles import Tiling
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,3 +157,35 @@ def test_options_reach_their_method(method: str, options: dict[str, float | str]
     with torch.device("meta"):
         built = build_method(configuration_of(settings, 1))
     assert {name: getattr(built, name) for name in options} == options
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"tiles": "2"}, "tiles: '2' is no grid of tiles: give ROWSxCOLUMNS"),
+        ({"tiles": "0x2"}, "tiles: 0 x 2 tiles cannot overlap"),
+        ({"tiles": "99x99"}, "tiles: 99 x 99 tiles make a frame of"),
+        ({"tiles": "2x2", "overlap": 0.6}, "overlap: "),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(asked: dict[str, object], told: str) -> None:
+    """In one sentence, before an image is read."""
+    with pytest.raises(BadConfig, match=told) as caught:
+        load_recipe(None, asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_are_read_at_the_size_of_all_tiles(tmp_path: Path) -> None:
+    """They are split as wholes and cut afterwards; a manifest says how, or nothing where not."""
+    put(tmp_path, "nut", 20)
+    settings = SETTINGS.model_copy(update={"tiles": "2x3", "overlap": 0.25})
+    (part,) = load_good(tmp_path, None, settings)
+    high, wide = settings.image_size
+    assert part.train.shape[1:] == (*settings.tiling.frame_size, 3)
+    rows = part.cut(settings.tiling)
+    assert rows.train.shape == (6 * len(part.train), high, wide, 3)
+    assert rows.held_out.shape == (6 * len(part.held_out), high, wide, 3)
+    np.testing.assert_array_equal(rows.train[6], part.train[1, :high, :wide])
+    written = configuration_of(settings, 1)
+    assert Tiling.of(written, settings.image_size) == settings.tiling
+    assert "tiles" not in configuration_of(SETTINGS, 1)

@@ -105,6 +105,17 @@ def test_what_is_pasted_may_be_known_to_the_bank(images: tuple[Tensor, Tensor]) 
     assert bool((dark < 150).any())
 
 
+def test_tiles_of_an_image_are_of_one_half(images: tuple[Tensor, Tensor]) -> None:
+    """What overlaps must not meet itself in the bank of the other half."""
+    assert half_of(torch.arange(12), 3).tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1]
+    good, category = images
+    marked = good.clone()
+    marked[half_of(torch.arange(len(good)), 4) == 1] = 255
+    drawn = draw_pool(marked, category, 60, seed=3, unknown=CATEGORIES, dropout=0.0, tiles=4)
+    plain = drawn.images.flatten(1).float().mean(1)
+    assert torch.equal(plain > 200, drawn.half == 1)
+
+
 def test_an_equal_seed_draws_an_equal_pool(images: tuple[Tensor, Tensor], pool: Pool) -> None:
     """What is learned from can be made again, after a kill for one."""
     again = draw_pool(*images, 40, seed=3, unknown=CATEGORIES, dropout=0.1)

@@ -161,6 +161,7 @@ def test_what_sees_is_taken_over_bit_for_bit(
         ({"bank_rows": 40}, "differs in bank"),
         ({"channels": 8}, "differs in codec"),
         ({"scorer": False}, "differs in scorer"),
+        ({"tiles": "2x2"}, "differs in tiles"),
         ({"holdout": 0.4}, "was trained on other images or categories"),
     ],
 )
