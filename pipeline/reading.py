@@ -116,6 +116,7 @@ class FrameReader:
         self._longest_tick_s = max(tick_s, 0.98 * self._longest_tick_s)  # slowly forgotten
         self._beat_s = now
         facts.observe("loop_turn_seconds", tick_s)
+        facts.gauge("worker_beat_timestamp_seconds", time.time())
 
     # -- for the writer ------------------------------------------------------------------------
 
@@ -172,7 +173,6 @@ class FrameReader:
             mine = [held.delivery for held in self._held.values()]
         self._pulse.beat(ROLE, self._consumer, str(len(mine)))
         facts.gauge("frames_in_flight", len(mine))
-        facts.gauge("worker_beat_timestamp_seconds", time.time())
         if mine:
             self._stream.renew(self._consumer, mine)
 

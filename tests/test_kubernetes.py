@@ -26,6 +26,8 @@ FOLDERS = ("line", "replay")
 SECRET_KEYS = {"redis-password", "metrics-token", "dashboard-token"}  # as the README creates them
 PODS = {"Deployment", "StatefulSet", "Job"}
 OURS = {"ScaledObject", "TriggerAuthentication"}  # of KEDA, which publishes no schema in a package
+# A worker is alive while its inspection loop turns, which only the worker's own numbers say.
+WORKER_HEALTH = ["assayline", "doctor", "line.yaml", "--worker"]
 VERSION = "1.32"  # of the schemas
 NAME = "app.kubernetes.io/name"
 COMPONENT = "app.kubernetes.io/component"
@@ -240,6 +242,9 @@ def test_probes_and_services_meet_a_port(manifests: Manifests) -> None:
             if name == "redis":
                 assert probe["exec"]["command"] == ["redis-cli", "ping"]
                 continue
+            if "exec" in probe:
+                assert (name, probe["exec"]["command"]) == ("inspect", WORKER_HEALTH)
+                continue
             assert probe["httpGet"]["path"] == "/healthz"
             assert probe["httpGet"]["port"] in ports[name], name
     for name, doc in manifests.of("Service").items():
@@ -284,6 +289,16 @@ def test_paths_of_the_settings_are_mounted(manifests: Manifests, line: LineSetti
             for camera in line.cameras:
                 path = camera.source.path  # type: ignore[union-attr]
                 assert f"/line/{path.parent.name}" in mounts
+
+
+def test_a_worker_is_alive_while_its_loop_turns(manifests: Manifests) -> None:
+    """The command that says so exists, and engines may take minutes to load."""
+    inspect = only(manifests.roles["inspect"]["containers"])
+    assert inspect["livenessProbe"]["exec"]["command"] == WORKER_HEALTH
+    startup = inspect["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= 600
+    doctor = get_command(app).commands[WORKER_HEALTH[1]]  # type: ignore[attr-defined]
+    assert "--worker" in {option for one in doctor.params for option in one.opts}
 
 
 def test_of_what_keeps_order_there_is_one() -> None:

@@ -16,9 +16,12 @@ from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from engines.contracts import Decision, Reason, StreamLost, Verdict
+from pipeline.access.credentials import USERS, role_address
+from pipeline.access.setup import set_up
 from pipeline.config import LineSettings, load_line
 from pipeline.metrics import METRICS, PREFIX
 from pipeline.pulse import Pulse
+from pipeline.server import embedded_server
 from pipeline.soundings import Soundings, tell_verdict
 from pipeline.stream import Stream, open_stream
 from pipeline.supervisor import run_line
@@ -244,6 +247,24 @@ def test_what_is_open_is_no_residual(
     assert sample("frames_open", camera="left") == sample("frames_backlog", camera="left") == 3
     assert sample("ledger_residual_frames", camera="left") == 0
     assert sample("workers_alive") == sample("server_up") == 1
+
+
+def test_the_sink_may_look(
+    line: LineSettings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where each role has a user of its own, the sink's reads all that it tells."""
+    access, namespace = tmp_path / "access", line.redis.namespace
+    set_up(access, namespace, tls=False)
+    with embedded_server(tmp_path / "guarded", users=access / USERS) as url:
+        address = role_address(url, access, namespace, "sink")
+        facts.gauge("server_up", 0)
+        with (
+            open_stream(address, namespace) as guarded,
+            closing(Pulse(address, namespace)) as pulse,
+        ):
+            Soundings(guarded, pulse, line).sound()
+    assert sample("server_up") == 1
+    assert "soundings_refused" not in capfd.readouterr().err
 
 
 def test_a_lost_server_is_told(
