@@ -92,7 +92,9 @@ def diagnose(
     if not isinstance(method, LatentMethod):
         raise BadBundle(f"there is no diagnosis for {method.name}")
     if bundle.tiling.count > 1:
-        raise BadBundle("there is no diagnosis for tiles; train without --tiles to learn more")
+        raise BadBundle(
+            "there is no diagnosis for tiles, only for whole images; train without --tiles"
+        )
     names = list(categories or bundle.manifest.categories)
     rows = {name: bundle.category_id(name) for name in names}
     pieces = weigh_evidence(method, data, rows, progress)

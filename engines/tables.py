@@ -53,7 +53,7 @@ class Row(BaseModel):
     pixel_ap: Number = None
     pixel_f1max: Number = None
     aupro: Number = None
-    mean_steps_good: Number = None  # denoiser calls per good part
+    mean_steps_good: Number = None  # denoiser calls per good part, of all its tiles
     mean_steps_defect: Number = None
     mean_level_good: Number = None  # of the noise, as the finding ends with it
     mean_level_defect: Number = None
