@@ -69,7 +69,7 @@ class TensorRtBackend(BatchedBackend):
         self.key = f"tensorrt:{precision}"
         self.traffic: dict[GraphName, Traffic] = {graph: Traffic() for graph in GRAPHS}
         self._owner = threading.get_ident()
-        self._lost: DeviceLost | None = None
+        self._lost = ""  # what the device said last
         self._coming: deque[UInt8] = deque()  # frames of the parts that follow
         self._is_sent = False  # whether the next part's frames are on their way
         with Lease(device) as lease:
@@ -106,7 +106,7 @@ class TensorRtBackend(BatchedBackend):
         try:
             self._lease.close()
         except EngineFault:
-            if self._lost is None:
+            if not self._lost:
                 raise
 
     @property
@@ -179,12 +179,12 @@ class TensorRtBackend(BatchedBackend):
         """After a fault nothing is under way any more; a lost device is not asked again."""
         if threading.get_ident() != self._owner:
             raise EngineFault(f"{self.key} belongs to the thread that opened it")
-        if self._lost is not None:
-            raise EngineFault(str(self._lost))
+        if self._lost:
+            raise EngineFault(self._lost)
         try:
             return super()._guarded(graph, run, *args)
         except DeviceLost as fault:
-            self._lost = fault
+            self._lost = str(fault)
             raise
         except EngineFault:
             self._lease.settle()
@@ -221,14 +221,11 @@ def open_tensorrt(
     from engines.gpu.opening import open_executables  # brings TensorRT
     from engines.gpu.precision import summary_of
 
-    asked: str | dict[GraphName, str] = (
-        precision
-        if isinstance(precision, str)
-        else {graph: precision.get(graph, "auto") for graph in GRAPHS}
-    )
-    named, device = summary_of(asked), open_device()
+    named, device = summary_of(precision), open_device()
     try:
-        executables = open_executables(bundle, asked, folder, capability=device.compute_capability)
+        executables = open_executables(
+            bundle, precision, folder, capability=device.compute_capability
+        )
     except BaseException:
         device.close()
         raise

@@ -18,7 +18,7 @@ from engines.gpu.pinned import PinnedBytes
 from engines.gpu.rows import ptx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from engines.gpu.device import Event, Pinned, Stream
 
@@ -102,7 +102,11 @@ class PycudaDevice:
         major, minor = library.guard("compute_capability", gpu.compute_capability)
         self.compute_capability = (int(major), int(minor))
         self._context = library.guard("retain_primary_context", gpu.retain_primary_context)
-        library.guard("push", self._context.push)
+        try:
+            library.guard("push", self._context.push)
+        except EngineFault:
+            self._let_go(self._context.detach)
+            raise
         self._memory: dict[int, Any] = {}  # pycuda frees what nobody names any more
         self._module: Any = None
         self._kernels: dict[str, Any] = {}
@@ -187,17 +191,22 @@ class PycudaDevice:
 
     def close(self) -> None:
         """Let go of the device; a lost one is let go of too."""
-        for release in self._releases():
-            with suppress(EngineFault):
-                self._library.guard("close", release)
+        kept = tuple(self._memory.values())
         self._memory, self._kernels, self._module = {}, {}, None
+        self._let_go(*(memory.free for memory in kept), self._context.pop, self._context.detach)
 
-    def _releases(self) -> Iterator[Callable[[], object]]:
-        """Whatever was not given back, then the context, which is current while this goes on."""
-        yield from (memory.free for memory in self._memory.values())
-        self._memory, self._kernels, self._module = {}, {}, None
-        yield self._context.pop
-        yield self._context.detach
+    def _let_go(self, *calls: Callable[[], object]) -> None:
+        """Whatever was not given back, then the context.
+
+        pycuda pushes a primary context to release it and leaves it there, current and dead.
+        """
+        for call in calls:
+            with suppress(EngineFault):
+                self._library.guard("close", call)
+        if self._graphs is not None:
+            with suppress(EngineFault):
+                if int(self._graphs("cuCtxGetCurrent")) == int(self._context.handle):
+                    self._graphs("cuCtxPopCurrent")
 
     def _kernel(self, name: str) -> Any:  # noqa: ANN401 - pycuda ships no types
         function = self._library.guard("get_function", self._module.get_function, name)
@@ -209,7 +218,9 @@ def open_device(ordinal: int = 0) -> PycudaDevice:
     try:
         from pycuda import driver
     except ModuleNotFoundError as error:
-        raise Unavailable("pycuda is not installed") from error
+        named = error.name if error.name and not error.name.startswith("pycuda") else None
+        lack = f"pycuda lacks {named}" if named else "pycuda is not installed"
+        raise Unavailable(lack) from error
     except ImportError as error:  # the driver's library is missing
         raise Unavailable("pycuda finds no NVIDIA driver on this machine") from error
     library = PycudaLibrary(driver)
