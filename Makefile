@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Waiting threads sleep: two cores serve many processes here (see README, Why).
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint bench gpu-check from-wheels clean
+.PHONY: demo test lint bench gpu-check from-wheels fuzz clean
 
 $(STAMP): pyproject.toml configs/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,10 @@ gpu-check: $(if $(WHEELS),from-wheels,$(STAMP))
 from-wheels:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-index --find-links '$(WHEELS)' --editable '.[train,dev]'
+
+# A million cases over every decoder, from where it was left; FUZZ="--jobs 2 --minutes 30" for more.
+fuzz: $(STAMP)
+	nice $(BIN)/python -m tests.fuzz $(FUZZ)
 
 clean:
 	rm -rf $(VENV) runs

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
+import warnings
 import zlib
 from pathlib import Path
 
@@ -40,6 +42,9 @@ SKETCH_QUALITY = 92  # of JPEG
 # Pillow would only warn between one and two times its limit; ours below is stricter and always
 # refuses.
 Image.MAX_IMAGE_PIXELS = None
+# What Pillow finds odd is judged here; a hostile file could else fill the log.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\..*")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 Mask = NDArray[np.bool_]
 

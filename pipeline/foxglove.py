@@ -19,6 +19,7 @@ from pipeline.sources.source import BadExposure, Exposure
 
 _Schema = dict[str, Any]
 
+TEXT_MAX = 256  # characters, as on the wire
 PROVENANCE = ("frame_id", "category", "recipe", "part_id", "lot", "source_frame_id")
 
 _TEXT = {"type": "string"}
@@ -166,4 +167,7 @@ def bad_exposure_from(camera: str, data: bytes) -> BadExposure:
 
 def _described(about: dict[str, Any]) -> dict[str, Any]:
     texts = {key: str(about[key]) for key in PROVENANCE}
-    return texts | {"captured_ns": int(about["captured_ns"])}
+    captured_ns = int(about["captured_ns"])
+    if not 0 <= captured_ns < 2**63 or max(map(len, texts.values())) > TEXT_MAX:
+        raise ValueError("a stamp or a text of it is beyond any")
+    return texts | {"captured_ns": captured_ns}

@@ -10,12 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mcap.reader import make_reader
+from mcap.reader import McapReader, SeekingReader
 from mcap.records import Channel, Message, Schema
-from mcap.stream_reader import StreamReader
 from mcap.writer import MCAP0_MAGIC, Writer
 
 from pipeline.recording import BREAKS, CHUNK_BYTES, check_recording
+from pipeline.records import MAX_RECORD_BYTES, bounded_records
 from pipeline.telemetry import facts
 
 _Found = tuple[Any, Channel, Message]  # with its schema
@@ -50,14 +50,30 @@ def merge_recordings(parts: Sequence[Path], path: Path) -> Counter[str]:
 
 def _messages(file: BinaryIO) -> Iterator[_Found]:
     """Messages of one recording, sorted by time where it is whole."""
-    return iter(make_reader(file).iter_messages()) if _is_whole(file) else _salvaged(file)
+    return _sorted(file) if _is_whole(file) else _salvaged(file)
 
 
 def _is_whole(file: BinaryIO) -> bool:
     file.seek(-len(MCAP0_MAGIC), os.SEEK_END)
-    ending = file.read()
+    is_closed = file.read() == MCAP0_MAGIC
     file.seek(0)
-    return ending == MCAP0_MAGIC
+    try:
+        return is_closed and _reader(file).get_summary() is not None
+    except BREAKS:
+        return False
+    finally:
+        file.seek(0)
+
+
+def _reader(file: BinaryIO) -> McapReader:
+    return SeekingReader(file, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
+
+
+def _sorted(file: BinaryIO) -> Iterator[_Found]:
+    try:
+        yield from _reader(file).iter_messages()
+    except BREAKS as error:
+        facts.event("recording_broken", level="warning", path=file.name, reason=repr(error))
 
 
 def _salvaged(file: BinaryIO) -> Iterator[_Found]:
@@ -65,7 +81,7 @@ def _salvaged(file: BinaryIO) -> Iterator[_Found]:
     schemas: dict[int, Schema] = {}
     channels: dict[int, Channel] = {}
     try:
-        for record in StreamReader(file, validate_crcs=True).records:
+        for record in bounded_records(file):
             match record:
                 case Schema():
                     schemas[record.id] = record

@@ -67,7 +67,7 @@ def serving(app: App, host: str, port: int, token: str) -> Iterator[int]:
     Raises OSError where nobody can listen there.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    kind = type("Server", (_Server,), {"address_family": family})
+    kind: type[WSGIServer] = type("Server", (_Server,), {"address_family": family})
     with make_server(host, port, _guarded(app, token), kind, _Quiet) as server:
         thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
         thread.start()

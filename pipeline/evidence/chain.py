@@ -36,12 +36,12 @@ class Tampered(BadData):
 class Head(NamedTuple):
     """How many entries there are, and the hash of the last one."""
 
-    count: int
+    entries: int
     last: str
 
     def as_bytes(self) -> bytes:
         """86 bytes, always, so that one head is written over another."""
-        return f"{self.count:020d} {self.last}\n".encode()
+        return f"{self.entries:020d} {self.last}\n".encode()
 
 
 class Name(NamedTuple):
@@ -82,13 +82,13 @@ class Chain:
 
     def append(self, entry: dict[str, Any], verdict: bytes = b"") -> None:
         """Write one entry, whole or not at all; ``verdict`` is JSON that is kept as it is."""
-        told = json.dumps({"n": self._head.count, "prev": self._head.last, **entry})
+        told = json.dumps({"n": self._head.entries, "prev": self._head.last, **entry})
         body = told.encode()
         if verdict:
             body = body[:-1] + b', "verdict": ' + verdict + b"}"
         digest = hashlib.sha256(body).hexdigest()
         self._write(BEFORE + digest.encode() + BETWEEN + body + AFTER)
-        self._set_head(Head(self._head.count + 1, digest))
+        self._set_head(Head(self._head.entries + 1, digest))
 
     def sync(self) -> None:
         """Let everything reach the disk."""
@@ -129,7 +129,7 @@ class Chain:
         self._set_head(expected[0])
         if said in {head.as_bytes() for head in expected}:
             return ""
-        return f"the record ended after {expected[0].count} entries, its head said {said!r}"
+        return f"the record ended after {expected[0].entries} entries, its head said {said!r}"
 
     def _tail(self) -> tuple[list[Link], int]:
         """The last entries as far back as their own hashes hold, and the bytes of a torn line."""
@@ -191,7 +191,7 @@ def read_chain(path: Path, title: str) -> Iterator[Link]:
         if _head_before(link) != heads[-1]:
             raise Tampered(
                 f"{where} does not follow the one before it: entry {link.entry['n']} stands where "
-                f"entry {heads[-1].count} of {title or 'parts without a lot'} belongs"
+                f"entry {heads[-1].entries} of {title or 'parts without a lot'} belongs"
             )
         if link.entry.get("kind") == BREAK:
             raise Tampered(f"{where} tells of an earlier fault: {link.entry.get('found')}")
@@ -203,8 +203,8 @@ def read_chain(path: Path, title: str) -> Iterator[Link]:
 
 def _unlike_its_head(path: Path, said: bytes, found: Head) -> Tampered:
     count = int(said[:20]) if said[:20].isdigit() else None
-    if count is not None and count > found.count:
-        return Tampered(f"{path} ends after {found.count} entries, but {count} were written")
+    if count is not None and count > found.entries:
+        return Tampered(f"{path} ends after {found.entries} entries, but {count} were written")
     return Tampered(f"{head_path(path)} is not the head of {path}, or was changed")
 
 
