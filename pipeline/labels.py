@@ -11,6 +11,7 @@ from engines.contracts import Decision, Reason
 OTHER = "other"  # what a foreign, hostile or surplus label value is counted under
 NONE = "none"  # what an empty one is: a part without a recipe, a verdict without a reason
 VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
+VALUE_MAX = 64  # characters of a value that the line's own settings name
 
 ROLES = ("ingest", "inspect", "sink", "run", "dashboard")
 STAGES = ("queue", "inspect", "write")
@@ -28,14 +29,15 @@ CLOSED: dict[str, frozenset[str]] = {
     "answer": frozenset(ANSWERS),
 }
 # A label with an open set takes so many values in the life of a process; a line's own come first.
-OPEN_MAX = {"camera": 32, "recipe": 16, "category": 32, "output": 16}
+OPEN_MAX = {"camera": 64, "recipe": 16, "category": 32, "output": 16}
 
 
 class Labels:
     """Values that labels may take: a name nobody expected cannot make series without end.
 
-    Closed sets are enumerated. An open label takes the values a line expects, then others that look
-    like names, until ``OPEN_MAX``; everything else is ``other``, an empty value ``none``.
+    Closed sets are enumerated. An open label takes the values a line expects, in its own words, then
+    others that look like names, until ``OPEN_MAX``; everything else is ``other``, an empty value
+    ``none``.
     """
 
     def __init__(self) -> None:
@@ -44,8 +46,10 @@ class Labels:
 
     def expect(self, label: str, values: Iterable[str]) -> None:
         """Keep places for what the line's settings name."""
+        known = self._known[label]
         for value in values:
-            self.bounded(label, value)
+            if value.isprintable() and 0 < len(value) <= VALUE_MAX:
+                self._admitted(known, value, OPEN_MAX[label])
 
     def bounded(self, label: str, value: str | None) -> str:
         """The value to count under."""
@@ -56,11 +60,11 @@ class Labels:
         known = self._known.get(label)
         if known is None or value in known:
             return value  # an undeclared label is refused by the metric itself
-        return self._admitted(known, value, OPEN_MAX[label])
+        return self._admitted(known, value, OPEN_MAX[label]) if VALUE.fullmatch(value) else OTHER
 
     def _admitted(self, known: set[str], value: str, most: int) -> str:
         with self._lock:
-            if value in known or (len(known) < most and VALUE.fullmatch(value)):
+            if value in known or len(known) < most:
                 known.add(value)
                 return value
         return OTHER

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
-from engines.contracts import Decision, Reason, StreamLost, Verdict
+from engines.contracts import Decision, Reason, SourceLost, StreamLost, Verdict
 from pipeline.access.credentials import USERS, role_address
 from pipeline.access.setup import set_up
 from pipeline.config import LineSettings, load_line
@@ -23,6 +23,8 @@ from pipeline.metrics import METRICS, PREFIX
 from pipeline.pulse import Pulse
 from pipeline.server import embedded_server
 from pipeline.soundings import Soundings, tell_verdict
+from pipeline.sources import BadExposure, Exposure
+from pipeline.sources.live import reconnecting
 from pipeline.stream import Stream, open_stream
 from pipeline.supervisor import run_line
 from pipeline.telemetry import facts
@@ -174,6 +176,37 @@ def test_the_line_says_how_it_is(served: Served) -> None:
         value(inspect, "worker_beat_timestamp_seconds"),
     ):
         assert 0 <= time.time() - told < 60
+
+
+# -- a camera ----------------------------------------------------------------------------------
+
+
+class Loose:
+    """A camera whose plug comes off after one exposure."""
+
+    def exposures(self, stop: threading.Event) -> Iterator[Exposure]:  # noqa: ARG002 - Session
+        """One, and no more."""
+        yield BadExposure("loose", 1, "no image; look at the plug.")
+        raise SourceLost("the plug came off")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def test_an_outage_is_told_until_it_is_over() -> None:
+    """Connected while it delivers, 0 while it is tried again, 1 after it came back."""
+    seen, stop = [], threading.Event()
+
+    def connect() -> Loose:
+        seen.append(sample("camera_connected", camera="loose"))
+        return Loose()
+
+    exposures = reconnecting(connect, "loose", 5.0, stop)
+    for _ in range(2):
+        next(exposures)
+        seen.append(sample("camera_connected", camera="loose"))
+    stop.set()
+    assert seen == [0, 1, 0, 1]
 
 
 # -- what the sink tells, exactly ---------------------------------------------------------------

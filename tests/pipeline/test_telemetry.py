@@ -11,10 +11,11 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pipeline.labels import CLOSED, NONE, OPEN_MAX, OTHER, ROLES, Labels
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engines.contracts import BadConfig, Decision, Reason
+from pipeline.labels import CLOSED, NONE, OPEN_MAX, OTHER, ROLES, Labels
 from pipeline.metrics import METRICS, TABLE
 from pipeline.telemetry import Facts, facts, serve_metrics
 
@@ -87,6 +88,22 @@ def test_what_a_line_names_keeps_its_place() -> None:
     assert len(flood) == OPEN_MAX["recipe"] - 2 + 1
     assert OTHER in flood
     assert labels.bounded("recipe", "thick") == "thick"
+
+
+def test_a_plant_s_own_words_are_kept() -> None:
+    """What the settings name may be any line of text, and is served so that it parses again."""
+    words = ['Deckel groß 12"', "a\\b{c}", "-7"]
+    told = Facts()
+    told.expect(recipe=[*words, "two\nlines", "a" * 65, ""])
+    for recipe in [*words, "two\nlines", "a" * 65]:
+        told.count("frames_admitted_total", camera="left", recipe=recipe)
+    text = generate_latest(told.of_role("ingest")).decode()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    samples = families["assayline_frames_admitted"].samples
+    assert {one.labels["recipe"]: one.value for one in samples} == {
+        **dict.fromkeys(words, 1.0),
+        OTHER: 2.0,
+    }
 
 
 @pytest.mark.parametrize("hostile", ['a"} 1\nevil{x="', "a" * 65, "späße", "<b>", "../x", "a b"])
