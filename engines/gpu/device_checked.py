@@ -12,11 +12,12 @@ import threading
 from bisect import bisect_right, insort
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from engines.contracts import EngineFault, UInt8
+from engines.gpu.checked_kernels import Touching, copied, filled, moved
 from engines.gpu.checked_parts import (
     CheckedEvent,
     CheckedGraph,
@@ -27,7 +28,6 @@ from engines.gpu.checked_parts import (
 from engines.gpu.device import Memory
 from engines.gpu.faults import DeviceLost, NoMemory, no_memory, refused
 from engines.gpu.hazards import HOST, Clock, Hazard, Kind, Region, join
-from engines.gpu.rows import Strip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,14 +38,6 @@ ALIGNMENT, POISON = 256, 0xCD
 WAITING = ("synchronise", "wait", "record", "allocate", "free")  # not while a stream is captured
 CALL_MS = 0.01
 Thing = TypeVar("Thing")
-
-
-class Touching(Protocol):
-    """How work on a stream gets at memory."""
-
-    def __call__(self, address: int, size: int, kind: Kind) -> UInt8:
-        """The bytes at an address; raises Hazard where they may not be touched now."""
-        ...
 
 
 class CheckedDevice:
@@ -116,30 +108,26 @@ class CheckedDevice:
     ) -> None:
         """Copy host to device."""
         host = checked_pinned(self, source).address + offset
-        self.queue("upload", stream, partial(_copied, address, host, size), size)
+        self.queue("upload", stream, partial(copied, address, host, size), size)
 
     def download(
         self, target: Pinned, address: int, size: int, stream: Stream, *, offset: int = 0
     ) -> None:
         """Copy device to host."""
         host = checked_pinned(self, target).address + offset
-        self.queue("download", stream, partial(_copied, host, address, size), size)
+        self.queue("download", stream, partial(copied, host, address, size), size)
 
     def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
         """Copy within the device."""
-        self.queue("copy", stream, partial(_copied, target, source, size), size)
+        self.queue("copy", stream, partial(copied, target, source, size), size)
 
     def fill(self, address: int, value: int, size: int, stream: Stream) -> None:
         """Set every byte."""
-
-        def filled(touch: Touching) -> None:
-            touch(address, size, "writes")[:] = value
-
-        self.queue("fill", stream, filled)
+        self.queue("fill", stream, partial(filled, address, value, size))
 
     def launch(self, kernel: Kernel, grid: Grid, tensors: int, slots: int, stream: Stream) -> None:
         """Move rows as rows.cu does."""
-        self.queue(kernel, stream, partial(_moved, kernel, grid, tensors, slots))
+        self.queue(kernel, stream, partial(moved, kernel, grid, tensors, slots))
 
     def capture(self, stream: Stream, queue: Callable[[], None]) -> CheckedGraph:
         """What ``queue`` queues as a graph."""
@@ -282,24 +270,3 @@ class CheckedDevice:
 
 def _address(region: Region) -> int:
     return region.address
-
-
-def _copied(target: int, source: int, size: int, touch: Touching) -> None:
-    values = touch(source, size, "reads")
-    touch(target, size, "writes")[:] = values
-
-
-def _moved(kernel: Kernel, grid: Grid, tensors: int, slots: int, touch: Touching) -> None:
-    """Every strip's rows between its table and its batch."""
-    _, size, count = grid
-    width = len(Strip._fields)
-    table = touch(tensors, count * width * 8, "reads").view(np.uint64).reshape(count, width)
-    rows = touch(slots, size * 4, "reads").view(np.int32).tolist()
-    for strip in (Strip(*fields) for fields in table.tolist()):
-        for place, slot in enumerate(rows):
-            in_batch = strip.batch + place * strip.pitch_bytes
-            in_table = strip.table + (~slot if slot < 0 else slot) * strip.row_bytes
-            if kernel == "gather_rows":
-                _copied(in_batch, in_table, strip.row_bytes, touch)
-            elif slot >= 0:
-                _copied(in_table, in_batch, strip.row_bytes, touch)

@@ -15,80 +15,19 @@ from engines.gpu.cuda_driver import CudaDriver, CudaGraph, capture_graph, load_d
 from engines.gpu.device import KERNELS, THREADS, Grid, Kernel, Memory, Unavailable
 from engines.gpu.faults import no_memory, refused
 from engines.gpu.pinned import PinnedBytes
+from engines.gpu.pycuda_parts import (
+    PycudaEvent,
+    PycudaLibrary,
+    PycudaStream,
+    first_line,
+    raw_stream,
+)
 from engines.gpu.rows import ptx
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engines.gpu.device import Event, Pinned, Stream
-
-NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING; pycuda has no name for it
-
-
-class PycudaStream:
-    """A stream of pycuda, kept for its calls."""
-
-    def __init__(self, library: PycudaLibrary) -> None:
-        self._library = library
-        self.raw = library.call("Stream", NON_BLOCKING)
-        self.handle = int(self.raw.handle)
-
-    def wait(self, event: Event) -> None:
-        """Let what is queued from now on wait."""
-        self._library.guard("wait_for_event", self.raw.wait_for_event, raw_event(event))
-
-    def synchronise(self) -> None:
-        """Wait for all that was queued."""
-        self._library.guard("synchronize", self.raw.synchronize)
-
-    def close(self) -> None:
-        """Release the stream; pycuda destroys what nobody names any more."""
-        self.raw = None
-
-
-class PycudaEvent:
-    """An event of pycuda."""
-
-    def __init__(self, library: PycudaLibrary, *, timed: bool) -> None:
-        self._library = library
-        flags = library.driver.event_flags
-        self.raw = library.call("Event", flags.DEFAULT if timed else flags.DISABLE_TIMING)
-
-    def record(self, stream: Stream) -> None:
-        """Mark what is queued so far."""
-        self._library.guard("record", self.raw.record, raw_stream(stream))
-
-    def synchronise(self) -> None:
-        """Wait for what was marked."""
-        self._library.guard("synchronize", self.raw.synchronize)
-
-    def elapsed_ms(self, since: Event) -> float:
-        """Time from another mark to this one."""
-        return float(self._library.guard("time_since", self.raw.time_since, raw_event(since)))
-
-    def close(self) -> None:
-        """Release the event."""
-        self.raw = None
-
-
-class PycudaLibrary:
-    """pycuda.driver with its errors as sentences."""
-
-    def __init__(self, driver: Any) -> None:  # noqa: ANN401 - pycuda ships no types
-        self.driver = driver
-
-    def call(self, name: str, *arguments: object, **options: object) -> Any:  # noqa: ANN401
-        """A function or class of pycuda.driver."""
-        return self.guard(name, getattr(self.driver, name), *arguments, **options)
-
-    def guard(self, name: str, call: Callable[..., Any], *arguments: object, **options: Any) -> Any:  # noqa: ANN401
-        """Raises EngineFault for whatever pycuda raises."""
-        try:
-            return call(*arguments, **options)
-        except self.driver.MemoryError as error:
-            raise refused(name, "out of memory") from error
-        except self.driver.Error as error:
-            raise refused(name, _first_line(error)) from error
+    from engines.gpu.device import Pinned, Stream
 
 
 class PycudaDevice:
@@ -129,7 +68,7 @@ class PycudaDevice:
         except self._library.driver.MemoryError as error:
             raise no_memory(size) from error
         except self._library.driver.Error as error:
-            raise refused("mem_alloc", _first_line(error)) from error
+            raise refused("mem_alloc", first_line(error)) from error
         self._memory[int(memory)] = memory
         return int(memory)
 
@@ -144,7 +83,7 @@ class PycudaDevice:
         except self._library.driver.MemoryError as error:
             raise no_memory(size, "page-locked") from error
         except self._library.driver.Error as error:
-            raise refused("pagelocked_empty", _first_line(error)) from error
+            raise refused("pagelocked_empty", first_line(error)) from error
         return PinnedBytes(memory, partial(self._library.guard, "free", memory.base.free))
 
     def stream(self) -> PycudaStream:
@@ -242,24 +181,7 @@ def _graphs() -> CudaDriver | None:
         return None
 
 
-def raw_stream(stream: Stream) -> Any:  # noqa: ANN401 - pycuda ships no types
-    """pycuda's own stream."""
-    assert isinstance(stream, PycudaStream)  # noqa: S101 - streams of two libraries are never mixed
-    return stream.raw
-
-
-def raw_event(event: Event) -> Any:  # noqa: ANN401 - pycuda ships no types
-    """pycuda's own event."""
-    assert isinstance(event, PycudaEvent)  # noqa: S101 - as above
-    return event.raw
-
-
 def memory_of(memory: Pinned) -> Any:  # noqa: ANN401 - an array that pycuda made
     """The array [size] over page-locked memory."""
     assert isinstance(memory, PinnedBytes)  # noqa: S101 - as above
     return memory.memory
-
-
-def _first_line(error: Exception) -> str:
-    """pycuda says "cuMemFree failed: an illegal memory access was encountered"."""
-    return str(error).strip().split("\n", maxsplit=1)[0]

@@ -18,6 +18,7 @@ from engines.backend_tensorrt import TensorRtBackend
 from engines.bundle import GRAPHS
 from engines.contracts import BadBundle, BadConfig, EngineFault, Progress, Rows
 from engines.costs import measure_costs
+from engines.gpu.checked_parts import CheckedEvent
 from engines.gpu.device_checked import CheckedDevice
 from engines.gpu.faults import DeviceLost
 from engines.inspector import Inspector, inspect_all
@@ -241,6 +242,26 @@ def test_no_evidence_passes_through_beside_evidence(
         score = backend.finish([0, 1]).anomaly_score
     assert np.isfinite(score[0])
     assert np.isnan(score[1])
+
+
+@pytest.mark.parametrize("call", GRAPHS)
+def test_a_worker_that_does_not_wait_is_found(
+    glad: Exported, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the one wait of a call the host would read what is still on its way."""
+    device = CheckedDevice()
+    backend, _ = on_host(glad, 2, device)
+    rows = drawn(glad, 2, 3)
+    backend.start(rows, [0, 1])
+    calls = {
+        "start": lambda: backend.start(rows, [0, 1]),
+        "step": lambda: backend.step([0, 1]),
+        "finish": lambda: backend.finish([0, 1]),
+    }
+    monkeypatch.setattr(CheckedEvent, "synchronise", lambda _: None)
+    with pytest.raises(EngineFault, match="the host reads page-locked memory while download"):
+        calls[call]()
+    assert device.hazards
 
 
 # ---- faults

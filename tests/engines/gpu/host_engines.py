@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engines.bundle import GraphName, GraphsSpec
-    from engines.gpu.device_checked import Touching
+    from engines.gpu.checked_kernels import Touching
     from tests.engines.exported import Exported
 
 

@@ -23,7 +23,7 @@ from tests.engines.gpu.host_engines import host_engines
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engines.gpu.device_checked import Touching
+    from engines.gpu.checked_kernels import Touching
     from engines.gpu.hazards import Kind
 
 CAPACITY, NO_MEMORY, LAUNCH_FAILED = 70, 2, 719

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.gpu.device_checked import CheckedDevice, Touching
+from engines.gpu.checked_kernels import Touching
+from engines.gpu.device_checked import CheckedDevice
 from engines.gpu.faults import DeviceLost, NoMemory
 from engines.gpu.hazards import Hazard
 from engines.gpu.pinned import PinnedBytes
