@@ -35,7 +35,7 @@ OPEN_MAX = {"camera": 64, "recipe": 16, "category": 32, "output": 16}
 class Labels:
     """Values that labels may take: a name nobody expected cannot make series without end.
 
-    Closed sets are enumerated. An open label takes the values a line expects, in its own words, then
+    Closed sets are enumerated. An open label takes what a line expects, in its own words, then
     others that look like names, until ``OPEN_MAX``; everything else is ``other``, an empty value
     ``none``.
     """
