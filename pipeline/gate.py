@@ -6,6 +6,11 @@ compare-and-set as the inspectors, so it needs none of them to be alive. It is a
 A thread of a busy machine wakes late. What is not answered in one look has to wait for the end of
 the next, so the keeper measures the time from look to end, remembers the longest of late, and
 answers that much earlier.
+
+The server's clock may be set while parts are on their way. Set forward, their gates seem to have
+passed and they are answered at once. Set back, their gates would seem far away: what is due later
+than any part exposed now could be was stamped before, and is answered at once too; and after a step
+shorter than a gate, everything is answered earlier by the step until those parts are gone.
 """
 
 from __future__ import annotations
@@ -30,6 +35,8 @@ BACK_OFF_S = 0.2
 LATE_AT_FIRST_MS = 50.0  # what is assumed before anything has been measured
 LATE_MAX_MS = 1000.0  # a machine that sleeps longer than this is beyond what a margin can mend
 FORGET_S = 60.0  # a lateness has lost two thirds of its weight after so long
+STEP_MS = 20.0  # a clock that falls behind by more was set back
+SLACK_MS = 250.0  # how far clocks of honest processes may lie apart
 URGENT_NICENESS = -10  # for this thread, where the machine allows it
 
 
@@ -51,6 +58,33 @@ class Lateness:
         self._noted_s = time.monotonic()
 
 
+class SteadyClock:
+    """Notes when a clock is set back, for as long as parts stamped before may be on their way."""
+
+    def __init__(self, gate_ms: float) -> None:
+        self._remembered_s = gate_ms / 1e3 + 2.0  # others learn of a step a second later
+        self._base_ns = 0  # of the clock, over the monotonic one
+        self._unclear_ms = 0.0
+        self._until_s = 0.0
+        self._step_ms = 0.0
+
+    def read(self, now_ns: int, unclear_ms: float) -> int:
+        """Take note of what the clock says, known to ``unclear_ms``, and say it."""
+        base_ns = now_ns - time.monotonic_ns()
+        back_ms = (self._base_ns - base_ns) / 1e6
+        if self._base_ns and back_ms > STEP_MS + self._unclear_ms + unclear_ms:
+            self._step_ms = self.set_back_ms + back_ms
+            self._until_s = time.monotonic() + self._remembered_s
+            facts.event("clock_set_back", level="warning", by_ms=round(back_ms))
+        self._base_ns, self._unclear_ms = base_ns, unclear_ms
+        return now_ns
+
+    @property
+    def set_back_ms(self) -> float:
+        """By how much it was set back of late."""
+        return self._step_ms if time.monotonic() < self._until_s else 0.0
+
+
 class GateKeeper:
     """Watches the open frames of some cameras; each answer comes ``margin_ms`` before the gate.
 
@@ -70,6 +104,8 @@ class GateKeeper:
         self._late_max_ms = {name: gate_ms / 2 for name, gate_ms in (gates_ms or {}).items()}
         self._rest_ms = min(REST_MS, REST_SHARE * min((gates_ms or {}).values(), default=0.0))
         self._is_near = False  # some open frame is due before a rest would end
+        self._gates_ms = dict(gates_ms or {})
+        self._clock = SteadyClock(max(self._gates_ms.values(), default=0.0))
         self.lateness = Lateness()
 
     def run(self, stop: threading.Event) -> None:
@@ -109,11 +145,18 @@ class GateKeeper:
         return given
 
     def _expiring(self, now_ns: int | None) -> Iterator[FrameHead]:
-        now = self._stream.now_ns() if now_ns is None else now_ns
-        sure_ms = self._margin_ms + PERIOD_MS + self._stream.clock_uncertainty_ms
+        unclear_ms = self._stream.clock_uncertainty_ms
+        now = self._clock.read(self._stream.now_ns(), unclear_ms) if now_ns is None else now_ns
+        sure_ms = self._margin_ms + PERIOD_MS + unclear_ms
         late_ms = self.lateness.ms
         for camera in self._cameras:
             ahead_ms = sure_ms + min(late_ms, self._late_max_ms.get(camera, late_ms))
+            gate_ms = self._gates_ms.get(camera, 0.0)
+            step_ms = self._clock.set_back_ms
+            if step_ms:
+                horizon_ns = now + int((gate_ms + SLACK_MS + unclear_ms) * 1e6)
+                yield from self._stream.due_after(camera, horizon_ns)
+            ahead_ms += step_ms if step_ms <= gate_ms else 0.0
             due_ns = now + int(ahead_ms * 1e6)
             rested_ns = due_ns + int(self._rest_ms * 1e6)
             if self._stream.expiring(camera, rested_ns, count=1):

@@ -172,8 +172,8 @@ class Intake:
         if self._originals and not isinstance(exposure, BadExposure):
             self._originals.keep(head.frame_id, exposure.image)
         try:
-            self._connect()
-            self._send(frame, head)
+            if not self._connect():  # else it has been answered with all that was owed
+                self._send(frame, head)
             self._settle()
         except StreamLost as error:
             self._lose(error)
@@ -236,7 +236,10 @@ class Intake:
     def _head(self, exposure: Exposure) -> FrameHead:
         self._counter += 1
         camera = self._camera
-        captured_ns = exposure.captured_ns + self._stream.now_ns() - time.time_ns()
+        # No part was exposed later than now, whatever its camera's clock or ours has done since:
+        # its gate would be kept too late.
+        age_ns = max(0, time.time_ns() - exposure.captured_ns)
+        captured_ns = self._stream.now_ns() - age_ns
         unclear_ms = self._stream.clock_uncertainty_ms
         gate_ms = camera.gate_ms - (unclear_ms if unclear_ms > CLEAR_MS else 0)
         return FrameHead(
@@ -344,15 +347,19 @@ class Intake:
         self._failures += 1
         self._retry_at = time.monotonic() + min(RETRY_MAX_S, 0.1 * 2 ** min(self._failures, 10))
 
-    def _connect(self, at_once: bool = False) -> None:
-        """Carry on after a loss, not sooner than the back-off allows; StreamLost until then."""
+    def _connect(self, at_once: bool = False) -> bool:
+        """Carry on after a loss, not sooner than the back-off allows; StreamLost until then.
+
+        Whether there was a loss, after which everything journalled is answered.
+        """
         if not self._failures:
-            return
+            return False
         if time.monotonic() < self._retry_at and not at_once:
             raise StreamLost("the server was lost and is tried again soon")
         self._resume()
         self._failures = 0
         facts.event("stream_back", camera=self._camera.name)
+        return True
 
     def _resume(self) -> None:
         """Answer what is owed from before; a server that has restarted begins a new epoch.
@@ -364,9 +371,11 @@ class Intake:
         if restarted:
             self._stream.recall(self._camera.name, self._journal.totals)
         self._answer_owed(Reason.TRANSPORT_RESTART, also_open=restarted)
-        if restarted or not self._epoch:
+        if restarted:
             self._journal.belong_to(incarnation)
-            self._epoch, self._counter = self._stream.begin_epoch(self._camera.name), 0
+        # After any loss: ids of this epoch may be refused for ever, where someone else has thrown a
+        # later one into the stream.
+        self._epoch, self._counter = self._stream.begin_epoch(self._camera.name), 0
         self._credits = 0
         self._settle(at_once=True)
 

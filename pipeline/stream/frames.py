@@ -237,6 +237,17 @@ class Stream(Verdicts):
         pairs = zip(ids, heads, strict=True)
         return [_known(camera, entry_id.decode(), head, before_ns) for entry_id, head in pairs]
 
+    def due_after(self, camera: str, after_ns: int, count: int = 64) -> list[FrameHead]:
+        """Open frames whose deadline is later than ``after_ns``."""
+        keys = self._of(camera)
+        with self._translated():
+            ids = self._commands.zrange(
+                keys.open, f"({after_ns // 1000}", "+inf", byscore=True, offset=0, num=count
+            )
+            heads = self._commands.hmget(keys.heads, ids) if ids else []
+        pairs = zip(ids, heads, strict=True)
+        return [_known(camera, entry_id.decode(), head, after_ns) for entry_id, head in pairs]
+
     def answer_open(self, verdict: Verdict) -> bool:
         """Answer a frame whoever works on it; False if it has its verdict already."""
         return self._answer(self._answer_call(verdict))
