@@ -50,7 +50,7 @@ def agree(backend: str, precision: str, asked: Asked) -> Found:
                 worst,
                 f"of {EPSILON:.0%}",
                 told,
-                1 / max(worst, 1e-9),
+                1 / max(worst, 1e-3),
             )
         )
         facts[name] = report.sentence()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -287,6 +288,23 @@ def test_wheels_are_those_of_the_extras(tmp_path: Path) -> None:
     assert {"tensorrt", "pycuda", "tensorrt-rtx-cu13", "cuda-bindings"} <= found <= declared
     with pytest.raises(BadData, match="holds no wheel"):
         list(install(tmp_path))
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="this machine has no make")
+def test_make_needs_no_network_where_there_are_wheels() -> None:
+    """With a folder of wheels every installation looks there alone, then the check runs."""
+    done = subprocess.run(
+        ["make", "-n", "gpu-check", "WHEELS=some folder"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *before, last = [line for line in done.stdout.splitlines() if "make[" not in line]
+    assert last.endswith("assayline gpu-check --wheels 'some folder'")
+    installs = [line for line in before if "pip install" in line]
+    assert installs
+    assert all("--no-index --find-links 'some folder'" in line for line in installs)
 
 
 def _name(requirement: str) -> str:
