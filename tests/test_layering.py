@@ -16,6 +16,7 @@ RUNTIME = (
     "engines.bundle",
     "engines.calibration",
     "engines.backend_openvino",
+    "engines.backend_tensorrt",
     "engines.evaluation",
     "engines.parity",
     "pipeline.worker",
@@ -157,6 +158,8 @@ def test_redis_has_its_rooms() -> None:
     ("library", "rooms"),
     [
         ("openvino", {"engines.backend_openvino"}),
+        ("pycuda", {"engines.gpu.device_pycuda"}),
+        ("cuda", {"engines.gpu.cuda_driver"}),
         ("matplotlib", {"engines.charts"}),
         ("nicegui", {"pipeline.dashboard"}),
         ("typer", {"pipeline.cli"}),
