@@ -65,16 +65,15 @@ def build_engines(
 
 def typed_graph(bundle: Bundle, graph: GraphName, kind: str) -> bytes:
     """The ONNX file of a graph in the types that it is to be computed in."""
-    data = bundle.path(f"{graph}.onnx").read_bytes()
-    if kind == "f32":
-        return data
     try:
-        from engines.gpu.half import halved
+        from engines.gpu.half import halved, read_graph
     except ModuleNotFoundError as error:
-        raise BadConfig(
-            "building in half precision needs onnx; pip install onnx, or choose precision f32"
-        ) from error
+        raise BadConfig("building engines needs onnx; pip install onnx") from error
+    data = bundle.path(f"{graph}.onnx").read_bytes()
     try:
+        if kind == "f32":
+            read_graph(data)
+            return data
         return halved(data, "bf16" if kind == "bf16" else "fp16")
     except BadBundle as error:
         raise BadBundle(f"{graph}.onnx: {error}") from error

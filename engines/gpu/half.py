@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import ModelProto, TensorProto
 
 from engines.contracts import BadBundle
 from engines.gpu.half_casts import rewrite
-from engines.gpu.half_graph import Nodes
+from engines.gpu.half_graph import Nodes, standard_opset
 
 if TYPE_CHECKING:
     from collections.abc import Set
@@ -36,6 +36,7 @@ Half = Literal["fp16", "bf16"]
 TYPES: dict[Half, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 LARGEST: dict[Half, float] = {"fp16": 65504.0, "bf16": 3.38e38}
 
+NEWEST_OPSET = 20  # what this release exports
 PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 LEARNED_MIN = 256  # values; what is smaller saves nothing, and may be a table
 FITTED = "codec.projection"  # found on good parts, like a standardisation; no layer of a network
@@ -60,17 +61,30 @@ class Chosen:
     averaging: Set[int]
 
 
-def halved(data: bytes, kind: Half) -> bytes:
-    """The same ONNX file with its networks in half precision.
+def read_graph(data: bytes) -> ModelProto:
+    """The model in an ONNX file.
 
-    Raises BadBundle for what onnx cannot read.
+    Raises BadBundle for what onnx cannot read, and for operators of a later set than is exported:
+    TensorRT takes any number there, and reads what changed since as if it had not.
     """
     try:
-        model = onnx.load_model_from_string(data)
-        nodes = Nodes(model)
-    except Exception as error:  # protobuf and onnx raise many kinds for what they cannot read
+        model: ModelProto = onnx.load_model_from_string(data)
+        opset = standard_opset(model)
+    except Exception as error:  # protobuf raises many kinds for what it cannot read
         reason = " ".join(str(error).split())[:200]
         raise BadBundle(f"onnx cannot read it ({reason}); export the bundle again") from error
+    if opset > NEWEST_OPSET:
+        raise BadBundle(
+            f"it uses ONNX opset {opset}, this release builds up to {NEWEST_OPSET}; "
+            "export the bundle again with this release"
+        )
+    return model
+
+
+def halved(data: bytes, kind: Half) -> bytes:
+    """The same ONNX file with its networks in half precision; raises BadBundle as above."""
+    model = read_graph(data)
+    nodes = Nodes(model)
     rewrite(model, nodes, chosen_nodes(nodes, kind).half, TYPES[kind], f"_{kind}")
     result: bytes = model.SerializeToString(deterministic=True)
     return result

@@ -23,7 +23,7 @@ class Nodes:
     """
 
     def __init__(self, model: ModelProto) -> None:
-        self._opset = next(e.version for e in model.opset_import if e.domain in STANDARD)
+        self._opset = standard_opset(model)
         self._nodes: Sequence[NodeProto] = list(model.graph.node)
         self.results = {output.name for output in model.graph.output}
         self.stored = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -98,6 +98,11 @@ class Nodes:
         if node.op_type not in self._schemas:
             self._schemas[node.op_type] = get_schema(node.op_type, self._opset, node.domain)
         return self._schemas[node.op_type]
+
+
+def standard_opset(model: ModelProto) -> int:
+    """The version of ONNX's own operators that a model uses."""
+    return next(e.version for e in model.opset_import if e.domain in STANDARD)
 
 
 def _types_of(model: ModelProto) -> dict[str, int]:

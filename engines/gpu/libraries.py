@@ -60,9 +60,9 @@ class Library:
         parser = self.api.OnnxParser(network, self.words.logger)
         if parser.parse(data):
             return network
-        errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        reason = " ".join((errors or [self.words.last])[0].split())
-        raise BadBundle(f"{self} cannot read {name}: {reason[:300]}; export the bundle again")
+        raise BadBundle(
+            f"{self} cannot read {name}: {self._reason(parser)}; export the bundle again"
+        )
 
     def dtype_of(self, dtype: Any) -> str:  # noqa: ANN401 - TensorRT ships no types
         """Numpy's name of a type of a port; another library's name where numpy has none."""
@@ -71,6 +71,14 @@ class Library:
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
+
+    def _reason(self, parser: Any) -> str:  # noqa: ANN401 - TensorRT ships no types
+        """The first error of a parser, in one line."""
+        if not parser.num_errors:
+            return self.words.last
+        error = parser.get_error(0)
+        said = " ".join(error.desc().split())[:200]
+        return f"{error.node_operator()} {error.node_name()}: {said}"
 
     def _made(self, what: str) -> Any:  # noqa: ANN401 - TensorRT ships no types
         try:
