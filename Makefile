@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Waiting threads sleep: two cores serve many processes here (see README, Why).
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint bench gpu-check from-wheels fuzz clean
+.PHONY: demo test lint bench gpu-check from-wheels fuzz audit clean
 
 $(STAMP): pyproject.toml configs/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,10 @@ from-wheels:
 # A million cases over every decoder, from where it was left; FUZZ="--jobs 2 --minutes 30" for more.
 fuzz: $(STAMP)
 	nice $(BIN)/python -m tests.fuzz $(FUZZ)
+
+# Everything that comes from others: pinned, as tested, with its licence; nothing that runs data.
+audit: $(STAMP)
+	$(BIN)/python -m pytest -n 0 tests/test_dependencies.py
 
 clean:
 	rm -rf $(VENV) runs

@@ -59,7 +59,7 @@ def _is_whole(file: BinaryIO) -> bool:
     file.seek(0)
     try:
         return is_closed and _reader(file).get_summary() is not None
-    except BREAKS:
+    except (*BREAKS, KeyError):
         return False
     finally:
         file.seek(0)
@@ -72,7 +72,7 @@ def _reader(file: BinaryIO) -> McapReader:
 def _sorted(file: BinaryIO) -> Iterator[_Found]:
     try:
         yield from _reader(file).iter_messages()
-    except BREAKS as error:
+    except (*BREAKS, KeyError) as error:  # of a channel that is nowhere described
         facts.event("recording_broken", level="warning", path=file.name, reason=repr(error))
 
 
@@ -87,8 +87,9 @@ def _salvaged(file: BinaryIO) -> Iterator[_Found]:
                     schemas[record.id] = record
                 case Channel():
                     channels[record.id] = record
-                case Message():
+                case Message() if record.channel_id in channels:
                     channel = channels[record.channel_id]
-                    yield schemas[channel.schema_id], channel, record
+                    if channel.schema_id in schemas:  # both may have been in what is broken
+                        yield schemas[channel.schema_id], channel, record
     except BREAKS as error:
         facts.event("recording_broken", level="warning", path=file.name, reason=repr(error))
