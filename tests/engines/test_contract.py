@@ -1,24 +1,18 @@
-"""The shape holds all four methods: state, export, mixed depth on OpenVINO, engines by TensorRT."""
+"""The shape holds all four methods: state, export, mixed depth on OpenVINO."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from engines.backend import output_name
 from engines.backend_torch import TorchBackend
-from engines.bundle import GRAPHS
 from engines.contracts import ADAPTIVE, Finding, at_most
 from engines.inspector import Inspector, Part, inspect_all
 from tests.engines.exported import Exported, draw_parts, exported, rows_of
-from tests.engines.rtx_build import build
 from tests.engines.sketches import SKETCHES, DrdcSketch, GladSketch
-
-START_DTYPES = {"image": "uint8", "category": "int64", "seed": "int64", "plan": "int32"}
 
 
 @pytest.fixture(scope="module", params=SKETCHES)
@@ -126,31 +120,6 @@ def test_unused_inputs_are_absent(sketch: Exported) -> None:
     assert ("seed" in start.inputs) == noisy
     assert "latent" not in finish.inputs
     assert set(sketch.spec.graphs["step"].outputs) < {t.name for t in sketch.spec.state}
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
-)
-@pytest.mark.parametrize("graph", GRAPHS)
-def test_tensorrt_builds_every_graph(sketch: Exported, graph: str) -> None:
-    """TensorRT builds the same files, with the names, dtypes and shapes of the manifest."""
-    built = build(sketch.folder / f"{graph}.onnx")
-    spec = sketch.spec.graphs[graph]  # type: ignore[index]
-    dtypes = {t.name: t.dtype for t in sketch.spec.state}
-    shapes = {t.name: (-1, *t.shape) for t in sketch.spec.state}
-    if graph == "start":
-        dtypes, shapes = (
-            dtypes | START_DTYPES,
-            shapes | {"image": (-1, *sketch.method.image_size, 3)},
-        )
-    inputs = [(name, dtypes[name], shapes.get(name, (-1,))) for name in spec.inputs]
-    assert [(p.name, p.dtype, p.shape) for p in built.inputs] == inputs
-    assert [p.name for p in built.outputs] == [output_name(graph, n) for n in spec.outputs]  # type: ignore[arg-type]
-    if graph != "finish":
-        assert [(p.dtype, p.shape) for p in built.outputs] == [
-            (dtypes[name], shapes[name]) for name in spec.outputs
-        ]
-    assert built.size > 0
 
 
 def test_glad_closes_at_a_level_of_its_own_per_row(
