@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from engines.backend import open_backend
 from engines.bundle import Bundle, open_bundle
-from engines.contracts import InspectionError
+from engines.contracts import BadConfig, InspectionError
+from pipeline.access.certificates import outlasts
+from pipeline.access.setup import exposed
 from pipeline.doctor.check import Check, advice, fact, required
 from pipeline.doctor.machine import disk, port_free
 from pipeline.doctor.server import server_checks
@@ -20,9 +22,10 @@ from pipeline.shared import memory_folder
 from pipeline.shared.layout import size_of
 
 if TYPE_CHECKING:
-    from pipeline.config import CameraSettings, LineSettings
+    from pipeline.config import CameraSettings, DoorSettings, LineSettings
 
 GATE_MIN_MS = 20  # below this the network alone may take the time
+CERTIFICATE_DAYS = 60  # time to plan a change
 MODEL_SIDE = 256  # of a model input, where the bundle cannot say
 
 
@@ -40,6 +43,8 @@ def line_checks(settings: LineSettings) -> list[Check]:
         *_archive(settings),
         *_memory(settings, height * width * 3),
         *ports(settings),
+        *doors(settings),
+        *access(settings.redis.access),
     ]
 
 
@@ -162,6 +167,44 @@ def _memory(settings: LineSettings, image_bytes: int) -> list[Check]:
 def _room(free: int, needed: int, there: Path, key: str) -> tuple[str, str]:
     found = f"{free / 1e6:.0f} MB free at {there}, {needed / 1e6:.0f} MB asked for"
     return found, f"Lower {key}, or give {there} more memory (a container: --shm-size)."
+
+
+def doors(settings: LineSettings) -> list[Check]:
+    """Whether page and metrics are for this machine alone, or ask for a token."""
+    page, metrics = settings.dashboard, settings.metrics
+    open_ones = [("dashboard", page)] if page.enabled else []
+    open_ones += [("metrics", metrics)] if metrics.port else []
+    return [_door(key, one) for key, one in open_ones]
+
+
+def _door(key: str, settings: DoorSettings) -> Check:
+    name, mend = f"{key} door", f"Set {key}.token_file, or {key}.host: 127.0.0.1."
+    try:
+        token = settings.secret(key)
+    except BadConfig as error:
+        return required(name, False, str(error), mend)
+    return required(name, True, "asks for a token" if token else "this machine alone", "")
+
+
+def access(folder: Path | None) -> list[Check]:
+    """Whether the roles' secrets are their owner's alone, and their certificates last."""
+    if folder is None:
+        return []
+    if not folder.is_dir():
+        mend = f"Copy it there, or run assayline doctor --setup {folder}."
+        return [required("redis access", False, f"{folder} is no folder", mend)]
+    opened = exposed(folder)
+    found = ", ".join(opened) or "their owner's alone"
+    mend = f"Run chmod 600 {folder}/*.password {folder}/*.key."
+    ending = [
+        path.name for path in folder.glob("*.crt") if outlasts(path, CERTIFICATE_DAYS) is False
+    ]
+    told = ", ".join(ending) or f"valid for {CERTIFICATE_DAYS} days and more"
+    renew = "Run assayline doctor --setup with a new folder, and hand its files out."
+    return [
+        advice("redis secrets", not opened, found, mend),
+        advice("redis certificates", not ending, told, renew),
+    ]
 
 
 def ports(settings: LineSettings) -> list[Check]:
