@@ -93,8 +93,11 @@ class Stream(Verdicts):
             taken, added = pipe.execute(raise_on_error=False)
             # XADD refuses an id it has had: right for a repeat, an error for a new frame.
             is_taken = bool(taken) and not isinstance(taken, exceptions.RedisError)
-            if not is_taken and not isinstance(added, exceptions.RedisError):
+            is_added = not isinstance(added, exceptions.RedisError)
+            if not is_taken and is_added:
                 self._commands.xdel(keys.frames, entry_id)  # a refused frame, new to this stream
+            if is_taken and not is_added:  # open, and no inspector will ever see it
+                self.answer_open(undecided(entry, Reason.TRANSPORT, self.now_ns()))
             for refusal in (taken, added if taken else None):
                 if isinstance(refusal, exceptions.RedisError):
                     raise refusal

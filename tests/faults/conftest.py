@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 
@@ -18,6 +19,8 @@ from pipeline.pulse import Pulse
 from pipeline.server import embedded_server
 from pipeline.stream import Ledger, Stream, open_stream
 from pipeline.supervisor import run_line
+from tests.faults.servers import HurtServer
+from tests.stub_line import mixed, shared_stub_bundle, write_numbers, write_stub_line
 from tests.tiny_line import shared_bundle
 
 PATIENCE_S = 60.0
@@ -75,6 +78,33 @@ class Running:
 def grey_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle that measures grey."""
     return shared_bundle(tmp_path_factory.getbasetemp())
+
+
+class StubLine(Protocol):
+    """Writes a line on the timed stub over parts of these numbers; its YAML."""
+
+    def __call__(self, numbers: list[int] | None = None, **settings: Any) -> Path:  # noqa: ANN401
+        """Settings as ``write_stub_line`` takes them."""
+        ...
+
+
+@pytest.fixture
+def stub_line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> StubLine:
+    """A line on the timed stub, 50 frames a second without end unless it is told otherwise."""
+    bundle = shared_stub_bundle(tmp_path_factory.getbasetemp())
+
+    def write(numbers: list[int] | None = None, **settings: Any) -> Path:  # noqa: ANN401
+        write_numbers(tmp_path / "parts", numbers or mixed(40))
+        return write_stub_line(tmp_path, Path(settings.pop("bundle", bundle)), **settings)
+
+    return write
+
+
+@pytest.fixture
+def hurt(tmp_path: Path) -> Iterator[HurtServer]:
+    """A server of the test's own."""
+    with HurtServer(tmp_path / "server") as server:
+        yield server
 
 
 @pytest.fixture

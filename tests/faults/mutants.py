@@ -1,0 +1,162 @@
+"""Each safeguard of the delivery broken once: the suite must fail every time.
+
+``python -m tests.faults.mutants`` breaks it in a copy of the tree, runs the tests that should mind,
+and prints which of them caught it. A mutant that survives is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("engines", "pipeline", "tests", "configs", "pyproject.toml", "README.md")
+MACHINE = "tests/pipeline/test_stream_machine.py"
+SUITE = (
+    MACHINE,
+    "tests/faults/test_racing_workers.py",
+    "tests/faults/test_kill_worker.py",
+    "tests/faults/test_frozen_workers.py",
+    "tests/faults/test_poison.py",
+)
+TIMEOUT_S = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One change to one file."""
+
+    name: str
+    path: str
+    whole: str
+    broken: str
+
+
+MUTANTS = (
+    Mutant(
+        "no fencing by delivery count",
+        "pipeline/lua/answer.lua",
+        "or entry[2] ~= consumer or entry[4] ~= tonumber(deliveries) then",
+        "then",
+    ),
+    Mutant(
+        "no fencing at all",
+        "pipeline/lua/answer.lua",
+        "if consumer ~= '' then",
+        "if false then",
+    ),
+    Mutant(
+        "answer not atomic: a verdict whether or not the frame is open",
+        "pipeline/lua/answer.lua",
+        "if is_open then",
+        "if true then",
+    ),
+    Mutant(
+        "answer not atomic: the entry stays",
+        "pipeline/lua/answer.lua",
+        "redis.call('XACK', frames, group, id)\nredis.call('XDEL', frames, id)",
+        "",
+    ),
+    Mutant(
+        "no reclaim",
+        "pipeline/lua/reclaim.lua",
+        "local taken, lost = {}, {}",
+        "local taken, lost = {}, {}\nif true then return { taken, lost } end",
+    ),
+    Mutant(
+        "reclaim without a new delivery count",
+        "pipeline/lua/reclaim.lua",
+        "local id, deliveries = entry[1], entry[4] + 1",
+        "local id, deliveries = entry[1], entry[4]",
+    ),
+    Mutant(
+        "no quarantine",
+        "pipeline/reading.py",
+        "if delivery.deliveries > self._settings.deliveries_max:",
+        "if delivery.deliveries < 0:",
+    ),
+    Mutant(
+        "a repeat is admitted again",
+        "pipeline/lua/admit.lua",
+        "counter <= last_counter",
+        "counter < last_counter",
+    ),
+    Mutant(
+        "a server that forgot takes new frames first",
+        "pipeline/lua/admit.lua",
+        "if must_be_begun == '1' and",
+        "if false and",
+    ),
+    Mutant(
+        "renewal without fencing",
+        "pipeline/lua/renew.lua",
+        "if entry and entry[2] == consumer and entry[4] == deliveries then",
+        "if entry then",
+    ),
+)
+
+
+def main() -> int:
+    """Break each once; 1 where any survives."""
+    chosen = [m for m in MUTANTS if not sys.argv[1:] or any(w in m.name for w in sys.argv[1:])]
+    survivors = 0
+    for mutant in chosen:
+        catchers = caught_by(mutant)
+        survivors += not catchers
+        print(f"{mutant.name}: {'; '.join(catchers) or 'SURVIVED'}", flush=True)
+    print(f"{len(chosen) - survivors} of {len(chosen)} mutants were caught")
+    return 1 if survivors else 0
+
+
+def caught_by(mutant: Mutant) -> list[str]:
+    """Names of the tests that fail with this change; the first in each file."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as name:
+        tree = Path(name)
+        _copy(tree)
+        path = tree / mutant.path
+        text = path.read_text()
+        assert text.count(mutant.whole) == 1, f"{mutant.name}: {mutant.path} has changed"
+        path.write_text(text.replace(mutant.whole, mutant.broken))
+        found = []
+        for tests in SUITE:
+            found += _failures(tree, tests)
+            if found:  # the first file that minds is enough
+                break
+        return found
+
+
+def _copy(tree: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tree / name, ignore=ignored)
+        else:
+            shutil.copy2(source, tree / name)
+
+
+def _failures(tree: Path, tests: str) -> list[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-x", "--tb=no", "-rf", tests]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}  # before the tree that is installed
+    done = subprocess.run(
+        command,
+        cwd=tree,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{tests} cannot run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""What chaos showed, for people: a table of faults, the invariants, pictures over time."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tests.faults.rounds import Round
+
+PICTURES = ("recovery.png", "flow.png", "memory.png")
+
+
+def write_report(folder: Path, rounds: list[Round], others: dict[str, Any], seed: int) -> Path:
+    """``report.md``, ``report.json`` and the pictures; the path of the first."""
+    told = totals(rounds)
+    document = {"seed": seed, **told, **others, "rounds": [one.as_json() for one in rounds]}
+    (folder / "report.json").write_text(json.dumps(document) + "\n")
+    _draw(folder, rounds)
+    path = folder / "report.md"
+    path.write_text("\n".join(_lines(rounds, told, others, seed)) + "\n")
+    return path
+
+
+def totals(rounds: list[Round]) -> dict[str, Any]:
+    """The sums that have to be right."""
+    decisions: Counter[str] = Counter()
+    for one in rounds:
+        decisions.update(one.decisions)
+    hurts = [hurt for one in rounds for hurt in one.hurts]
+    return {
+        "seconds": sum(one.seconds for one in rounds),
+        "faults": len(hurts),
+        "captured": sum(one.captured for one in rounds),
+        "decisions": dict(decisions.most_common()),
+        "residual": sum(one.residual for one in rounds),
+        "duplicates": sum(one.duplicates for one in rounds),
+        "wrongs": [f"round {one.number}: {wrong}" for one in rounds for wrong in one.wrongs],
+        "slow_recoveries": sum(hurt.recovery_s > hurt.bound_s for hurt in hurts),
+    }
+
+
+def _lines(
+    rounds: list[Round], told: dict[str, Any], others: dict[str, Any], seed: int
+) -> list[str]:
+    decisions = ", ".join(f"{count} {name}" for name, count in told["decisions"].items())
+    return [
+        "# Chaos",
+        "",
+        f"Seed {seed}: {told['faults']} faults over {told['captured']} frames in "
+        f"{told['seconds'] / 60:.1f} minutes and {len(rounds)} rounds; residual "
+        f"{told['residual']}, duplicates {told['duplicates']}, "
+        f"{len(told['wrongs'])} broken invariants, {told['slow_recoveries']} slow recoveries.",
+        "",
+        f"Verdicts: {decisions}.",
+        "",
+        *_table(rounds),
+        *_told_of(others),
+        "## Broken invariants",
+        "",
+        *([f"* {wrong}" for wrong in told["wrongs"]] or ["None."]),
+        "",
+        *(f"![{name}]({name})\n" for name in PICTURES),
+        f"Rerun one round: `python -m tests.faults.chaos --seed {seed} --round N`.",
+    ]
+
+
+def _table(rounds: list[Round]) -> list[str]:
+    times: dict[str, list[float]] = defaultdict(list)
+    bounds: dict[str, float] = {}
+    for hurt in (hurt for one in rounds for hurt in one.hurts):
+        times[hurt.kind].append(hurt.recovery_s)
+        bounds[hurt.kind] = hurt.bound_s
+    lines = [
+        "| fault | times | recovery s, median | longest | bound | over |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, some in sorted(times.items()):
+        over = sum(one > bounds[kind] for one in some)
+        lines.append(
+            f"| {kind} | {len(some)} | {median(some):.2f} | {max(some):.2f} | "
+            f"{bounds[kind]:.0f} | {over} |"
+        )
+    return [*lines, ""]
+
+
+def _told_of(others: dict[str, Any]) -> list[str]:
+    if "isolation" not in others:
+        return []
+    one = others["isolation"]
+    return [
+        f"Faults of one camera: p99 of the other {one['p99_quiet_ms']:.1f} ms without "
+        f"({one['frames_quiet']} frames) and {one['p99_hurt_ms']:.1f} ms with them "
+        f"({one['frames_hurt']} frames), ratio {one['ratio']:.2f} of at most {one['ratio_max']}.",
+        "",
+    ]
+
+
+def _draw(folder: Path, rounds: list[Round]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    times: dict[str, list[float]] = defaultdict(list)
+    for hurt in (hurt for one in rounds for hurt in one.hurts):
+        times[hurt.kind].append(hurt.recovery_s)
+    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
+    axes.boxplot(list(times.values()), orientation="horizontal", tick_labels=list(times))
+    axes.set_xlabel("seconds until the line is well")
+    figure.savefig(folder / PICTURES[0], dpi=90)
+    figure, axes = pyplot.subplots(figsize=(12, 4), layout="constrained")
+    _draw_flow(axes, rounds)
+    figure.savefig(folder / PICTURES[1], dpi=90)
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4), layout="constrained")
+    _draw_memory(axes, rounds)
+    figure.savefig(folder / PICTURES[2], dpi=90)
+    pyplot.close("all")
+
+
+def _draw_flow(axes: Any, rounds: list[Round]) -> None:  # noqa: ANN401 - matplotlib's
+    offset_s = 0.0
+    for one in rounds:
+        points = one.flow
+        rates = [(b[0], (b[1] - a[1]) / (b[0] - a[0])) for a, b in itertools.pairwise(points)]
+        axes.plot([offset_s + t for t, _ in rates], [rate for _, rate in rates], "C0", lw=0.8)
+        for hurt in one.hurts:
+            axes.axvline(offset_s + hurt.at_s, color="C3", alpha=0.2, lw=0.8)
+        offset_s += one.seconds
+    axes.set_xlabel("seconds; red: a fault")
+    axes.set_ylabel("verdicts acted on per second")
+
+
+def _draw_memory(axes: Any, rounds: list[Round]) -> None:  # noqa: ANN401 - matplotlib's
+    offset_s = 0.0
+    for one in rounds:
+        for at, role in enumerate(("ingest", "inspect", "sink")):
+            looks = [look for look in one.looks if look.role == role]
+            at_s = [offset_s + look.at_s for look in looks]
+            label = role if one is rounds[0] else None
+            axes[0].plot(at_s, [look.rss_mb for look in looks], f"C{at},", label=label)
+            axes[1].plot(at_s, [look.descriptors for look in looks], f"C{at},")
+        offset_s += one.seconds
+    axes[0].set_ylabel("resident memory of a process, MB")
+    axes[1].set_ylabel("descriptors of a process")
+    if rounds:
+        axes[0].legend(markerscale=20)
