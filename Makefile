@@ -29,6 +29,15 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/assayline bench all
 
+# An hour of faults; CHAOS="--minutes 30 --seed 7" for another, "--resume" to go on with the last.
+.PHONY: chaos mutants
+chaos: $(STAMP)
+	$(BIN)/python -m tests.faults.chaos $(CHAOS)
+
+# Each safeguard of the delivery broken once; some test must fail each time.
+mutants: $(STAMP)
+	$(BIN)/python -m tests.faults.mutants
+
 # On a machine without network: make gpu-check WHEELS=folder; its GPU libraries may be missing.
 gpu-check: $(if $(WHEELS),from-wheels,$(STAMP))
 	$(BIN)/assayline gpu-check $(if $(WHEELS),--wheels '$(WHEELS)')
