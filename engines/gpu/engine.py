@@ -67,9 +67,9 @@ class TensorRtExecutable:
         self._require(context.set_optimization_profile_async(place, stream), "choose a profile of")
         for port in self.inputs:
             self._require(context.set_input_shape(port.name, (size, *port.shape)), "size")
-        self._ready.add(size)
         for name in self._addresses:
             self._set_address(size, name)
+        self._ready.add(size)
 
     def _set_address(self, size: int, name: str) -> None:
         set_address = self._contexts[size].set_tensor_address
