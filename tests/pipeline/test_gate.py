@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import numpy as np
 import pytest
 
 from engines.contracts import Decision, Reason, Verdict
-from pipeline.gate import LATE_AT_FIRST_MS, PERIOD_MS, REST_MS, GateKeeper, Lateness
+from pipeline.gate import (
+    LATE_AT_FIRST_MS,
+    PERIOD_MS,
+    REST_MS,
+    GateKeeper,
+    Lateness,
+    SteadyClock,
+)
 from pipeline.server import embedded_server
 from pipeline.stream import Ledger, Stream, open_stream
 from pipeline.wire import FrameEntry, undecided
@@ -185,3 +193,28 @@ def test_it_outlives_a_restart_of_the_server(tmp_path: Path, namespace: str) -> 
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_clock_that_is_set_back_is_noticed_for_as_long_as_parts_are_on_their_way() -> None:
+    """A step counts, also two in a row; what a clock is not known by, and going forward, do not."""
+    clock = SteadyClock(gate_ms=500)
+    hour_ns = 3_600_000 * MS
+    now_ns = time.monotonic_ns() + hour_ns
+    assert clock.read(now_ns, 1.0) == now_ns
+    assert clock.set_back_ms == 0
+    clock.read(time.monotonic_ns() + hour_ns - 40 * MS, 25.0)
+    assert clock.set_back_ms == 0
+    clock.read(time.monotonic_ns() + 2 * hour_ns, 1.0)
+    assert clock.set_back_ms == 0
+    clock.read(time.monotonic_ns() + hour_ns, 1.0)
+    assert clock.set_back_ms == pytest.approx(hour_ns / MS, abs=100)
+    clock.read(time.monotonic_ns(), 1.0)
+    assert clock.set_back_ms == pytest.approx(2 * hour_ns / MS, abs=200)
+
+
+def test_what_no_honest_part_could_be_due_at_is_found(stream: Stream) -> None:
+    """Frames whose gate lies beyond a moment, the nearest first."""
+    for number, deadline in enumerate((10, 5000, 9000), start=1):
+        admit(stream, f"cam/1-{number}", deadline * MS)
+    assert [head.frame_id for head in stream.due_after("cam", 5000 * MS)] == ["cam/1-3"]
+    assert [head.frame_id for head in stream.due_after("cam", 10 * MS)] == ["cam/1-2", "cam/1-3"]
