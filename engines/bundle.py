@@ -11,6 +11,7 @@ import hashlib
 import json
 import lzma
 import math
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -40,8 +41,11 @@ DAMAGED_ZIP = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
+    struct.error,
     EOFError,
     ValueError,
+    LookupError,  # a member without a name
+    OverflowError,
     RuntimeError,  # a password, or NotImplementedError: a compression that nobody knows
 )
 

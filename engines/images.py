@@ -223,8 +223,26 @@ def _admit(image: Image.Image, name: str) -> None:
         raise BadFrame(f"{name} has more than 8 bits per channel: convert it to 8 bits.")
     if image.mode not in MODES:
         raise BadFrame(f"{name} has the colour mode {image.mode}: convert it to grey or RGB.")
+    if not _is_covered(image):
+        raise BadFrame(f"{name} lacks a part of its pixels: copy or capture it again.")
     if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
         raise BadFrame(f"{name} has several pages: save each page as its own file.")
+
+
+def _is_covered(image: Image.Image) -> bool:
+    """Whether the file has data for every pixel; Pillow leaves black what a strip is missing of."""
+    width, height = image.size
+    sizes = {(width, height), (height, width)}  # of a turned picture tiles are as it was taken
+    extents = [tile[1] or (0, 0, *image.size) for tile in image.tile]
+    return any(_area_within(extents, size) >= width * height for size in sizes)
+
+
+def _area_within(extents: list[tuple[int, int, int, int]], size: tuple[int, int]) -> int:
+    """Pixels of rectangles (left, above, right, below) inside a picture of ``size`` = (w, h)."""
+    return sum(
+        max(0, min(right, size[0]) - max(left, 0)) * max(0, min(below, size[1]) - max(above, 0))
+        for left, above, right, below in extents
+    )
 
 
 def _bits_beyond_8(image: Image.Image) -> bool:
@@ -238,6 +256,6 @@ def _bits_beyond_8(image: Image.Image) -> bool:
 def _pixels(image: Image.Image) -> UInt8:
     """Decode, turn as the camera was held, and leave three channels."""
     image.load()
-    upright = ImageOps.exif_transpose(image)
-    upright.info.pop("transparency", None)  # alpha is dropped, not blended into an unknown ground
-    return np.array(upright.convert("RGB"), dtype=np.uint8)
+    ImageOps.exif_transpose(image, in_place=True)
+    image.info.pop("transparency", None)  # alpha is dropped, not blended into an unknown ground
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)

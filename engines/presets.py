@@ -26,6 +26,6 @@ def preset_path(name: str) -> Path:
 def read_settings(path: Path) -> dict[str, Any]:
     """The keys of a settings file as they stand; raises BadConfig where it holds none."""
     raw = read_yaml(path) or {}
-    if not isinstance(raw, dict):
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
         raise BadConfig(f"{path} holds no settings; start from configs/train.tiny.yaml")
     return raw

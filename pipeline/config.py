@@ -341,7 +341,7 @@ def load_line(path: str | Path) -> LineSettings:
     """Read, check and freeze the configuration of a line; BadConfig in one sentence."""
     path = Path(path)
     raw = read_yaml(path)
-    if not isinstance(raw, dict):
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
         raise BadConfig(f"{path} holds no settings; start from configs/line.example.yaml")
     try:
         settings = LineSettings(**raw)

@@ -19,6 +19,8 @@ from engines.contracts import BadConfig, BadFrame
 from pipeline.telemetry import facts
 from pipeline.wire import FrameHead, head_bytes, head_from
 
+# What a line that is no record makes its reading raise.
+UNREADABLE = (ValueError, TypeError, OverflowError, RecursionError, BadFrame)
 COMPACT_LINES = 4096  # about 1 MB
 
 
@@ -107,7 +109,7 @@ class Journal:
             return
         for line in self._path.read_bytes().splitlines():
             # The last line may be torn by the death of its writer; its frame was not yet admitted.
-            with contextlib.suppress(ValueError, TypeError, RecursionError, BadFrame):
+            with contextlib.suppress(*UNREADABLE):
                 self._replay(json.loads(line), line)
 
     def _replay(self, record: dict[str, object], line: bytes) -> None:

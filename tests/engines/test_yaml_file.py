@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.contracts import BadConfig
+from engines.presets import read_settings
 from engines.yaml_file import MAX_BYTES, MAX_DEPTH, read_yaml
+from pipeline.config import load_line
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n"
@@ -62,6 +64,14 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent.yaml"):
         with pytest.raises(BadConfig, match="cannot be read"):
             read_yaml(path)
+
+
+def test_keys_are_texts(tmp_path: Path) -> None:
+    """A number as a key is no setting, and breaks nothing."""
+    (tmp_path / "x.yaml").write_text("0: 1\nline: a\n")
+    for read in (load_line, read_settings):
+        with pytest.raises(BadConfig, match="holds no settings"):
+            read(tmp_path / "x.yaml")
 
 
 JSON = st.recursive(

@@ -26,7 +26,7 @@ from tests.fuzz.targets import Room, Target
 CORPUS = Path(__file__).parent / "corpus"
 HANG_S = 1.0  # of processor time: the machine may be busy with something else
 GIVE_UP_S = 10.0
-JUMP_KB = 600_000  # an image of MAX_PIXELS, decoded and converted once
+JUMP_KB = 800_000  # an image of MAX_PIXELS, decoded and converted once
 FOUND_MAX = 20  # of one target, that are kept
 
 
