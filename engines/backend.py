@@ -267,13 +267,18 @@ def _open_openvino(
     cache: Path | None,
 ) -> BatchedBackend:
     from engines.backend_openvino import OpenVinoBackend
+    from engines.quantised import load_quantised, offered_int8
 
     pins = bundle.manifest.configuration.get("precision", {})
     if not isinstance(pins, dict):
         raise BadBundle(f"bundle {bundle.folder}: precision is no table of graph names")
-    built = engine_cache(bundle)
-    if precision == "auto" and _is_refused(bundle, "openvino:bf16"):
-        precision = "f32"
+    built, quantised = engine_cache(bundle), None
+    if precision == "auto":
+        other = "f32" if _is_refused(bundle, "openvino:bf16") else "auto"
+        quantised = None if _is_refused(bundle, "openvino:int8") else offered_int8(bundle, other)
+        precision = "int8" if quantised else other
+    elif "int8" in (precision if isinstance(precision, str) else precision.values()):
+        quantised = load_quantised(bundle)
     return OpenVinoBackend(
         bundle.folder,
         bundle.manifest.spec,
@@ -282,6 +287,7 @@ def _open_openvino(
         capacity=capacity,
         threads=threads,
         cache=cache or (built if built.is_dir() else None),
+        quantised=quantised,
     )
 
 
@@ -292,10 +298,11 @@ def _open_tensorrt(
     threads: int | None,
     cache: Path | None,
 ) -> BatchedBackend:
-    del threads  # the GPU computes
+    # The GPU computes, and engines are built ahead, beside the bundle: no line compiles its own.
+    del threads, cache
     from engines.backend_tensorrt import open_tensorrt
 
-    return open_tensorrt(bundle, precision, capacity, cache)
+    return open_tensorrt(bundle, precision, capacity)
 
 
 def _is_refused(bundle: Bundle, key: str) -> bool:

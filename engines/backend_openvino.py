@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
     from engines.backend import Precision
     from engines.bundle import GraphName, GraphSpec, GraphsSpec
+    from engines.quantised import Model
 
 NAMES: tuple[GraphName, ...] = ("start", "step", "finish")
+PRECISIONS = ("auto", "f32", "bf16", "int8")
 Named = dict[str, AnyArray]
 
 
@@ -41,6 +43,7 @@ class OpenVinoBackend(BatchedBackend):
 
     ``precision``: one for all graphs, or one per graph. ``pins`` are the bundle's own wishes by
     graph ({"start": "f32"}); they are honoured where the caller did not ask for f32 or by graph.
+    ``quantised``: int8 graphs by name; asked for int8, any other graph runs in f32.
     ``threads``: None leaves the number to OpenVINO. ``cache``: a folder for compiled graphs.
     """
 
@@ -54,25 +57,34 @@ class OpenVinoBackend(BatchedBackend):
         capacity: int = 32,
         threads: int | None = None,
         cache: Path | None = None,
+        quantised: Mapping[GraphName, Model] | None = None,
     ) -> None:
         super().__init__(capacity)
         core = load_openvino().Core()
         asked = _resolved(precision, core)
-        self.precisions = _pinned(asked, pins or {}) if isinstance(precision, str) else asked
+        held = _pinned(asked, pins or {}) if isinstance(precision, str) else asked
+        self.precisions = _with_int8(held, quantised or {})
         self.key = f"openvino:{_summary(asked)}"
         self._rows: Named = {
             t.name: np.zeros((capacity, *t.shape), np.dtype(t.dtype)) for t in spec.state
         }
         self._graphs: dict[GraphName, _Graph] = {}
         for name, kind in self.precisions.items():
-            settings = _settings(threads, cache) | {"INFERENCE_PRECISION_HINT": kind}
-            compiled = _compiled(core, folder / f"{name}.onnx", settings)
+            # What is not int8 in a quantised graph stays f32: scores and choices are made there.
+            hint = "f32" if kind == "int8" else kind
+            model = quantised[name] if quantised and kind == "int8" else None
+            settings = _settings(threads, cache) | {"INFERENCE_PRECISION_HINT": hint}
+            compiled = _compiled(core, folder / f"{name}.onnx", settings, model)
             self._graphs[name] = _Graph(compiled, spec.graphs[name], name)
 
     def rehearse(self, graph: GraphName, size: int) -> bool:
         """Run one bucket of a graph on what its buffers hold; state rows stay as they are."""
         self._guarded(graph, self._graphs[graph].run, size)
         return True
+
+    def given(self, graph: GraphName, slot: int) -> Named:
+        """What a graph would be given for the row of a slot, one row per tensor."""
+        return {name: self._rows[name][[slot]] for name in self._graphs[graph].inputs}
 
     def close(self) -> None:
         """Release the compiled graphs and the rows."""
@@ -98,7 +110,7 @@ class _Graph:
     """One compiled graph, its infer request, and the buffers it reads in place."""
 
     def __init__(self, compiled: Any, spec: GraphSpec, name: GraphName) -> None:  # noqa: ANN401 - openvino ships no types
-        self.name, self._outputs = name, spec.outputs
+        self.name, self.inputs, self._outputs = name, spec.inputs, spec.outputs
         wanted = [output_name(name, output) for output in spec.outputs]
         if not (_named(compiled.inputs, spec.inputs) and _named(compiled.outputs, wanted)):
             raise BadBundle(f"{name}.onnx has other inputs or outputs than its manifest names")
@@ -150,9 +162,16 @@ def load_openvino() -> Any:  # noqa: ANN401 - openvino ships no types
     return openvino
 
 
-def _compiled(core: Any, path: Path, settings: dict[str, Any]) -> Any:  # noqa: ANN401 - no types
+def _compiled(
+    core: Any,  # noqa: ANN401 - no types
+    path: Path,
+    settings: dict[str, Any],
+    model: Model | None = None,
+) -> Any:  # noqa: ANN401
+    """A graph compiled from its file, or from the bytes of its int8 form."""
     try:
-        return core.compile_model(core.read_model(str(path)), "CPU", settings)
+        read = core.read_model(*model) if model else core.read_model(str(path))
+        return core.compile_model(read, "CPU", settings)
     except RuntimeError as error:
         reason = last_line(error)
         raise BadBundle(f"{path} does not compile: {reason}; export it again") from error
@@ -176,7 +195,7 @@ def _resolved(
     core: Any,  # noqa: ANN401 - openvino ships no types
 ) -> dict[GraphName, Precision]:
     """The precision of each graph; "auto" is bf16 where the processor has it, else f32."""
-    asked = {name: precision_of(precision, name) for name in NAMES}
+    asked = {name: precision_of(precision, name, PRECISIONS) for name in NAMES}
     native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if "bf16" in asked.values() and not native:
         raise EngineFault("this processor has no bf16; choose precision f32 or auto")
@@ -188,7 +207,20 @@ def _pinned(
     asked: dict[GraphName, Precision], pins: Mapping[str, Precision]
 ) -> dict[GraphName, Precision]:
     """A bundle may hold a graph at f32 that would run in bf16; never the other way."""
-    return {name: "f32" if pins.get(name) == "f32" else wanted for name, wanted in asked.items()}
+    return {
+        name: "f32" if pins.get(name) == "f32" and wanted == "bf16" else wanted
+        for name, wanted in asked.items()
+    }
+
+
+def _with_int8(
+    asked: dict[GraphName, Precision], quantised: Mapping[GraphName, Model]
+) -> dict[GraphName, Precision]:
+    """int8 where there is such a graph: its making decided which, by the parity gate; else f32."""
+    return {
+        name: "f32" if wanted == "int8" and name not in quantised else wanted
+        for name, wanted in asked.items()
+    }
 
 
 def _summary(asked: dict[GraphName, Precision]) -> str:

@@ -126,12 +126,13 @@ def first_greatest(values: Tensor) -> Tensor:
     OpenVINO's TopK over thousands took longer than the product before it; over two short axes it
     takes a tenth of that.
     """
-    count = values.shape[2]
+    batch, cells, count = values.shape
     width = _near_root(count)
-    blocks = values.unflatten(2, (count // width, width))  # [B, P, n / width, width]
+    blocks = values.reshape(batch, cells, count // width, width)
     block = blocks.amax(3).argmax(2, keepdim=True)  # [B, P, 1]
     inside = blocks.gather(2, block[..., None].expand(-1, -1, -1, width))[:, :, 0]
-    return block[..., 0] * width + inside.argmax(2)
+    winners: Tensor = block[..., 0] * width + inside.argmax(2)
+    return winners
 
 
 def _near_root(count: int) -> int:

@@ -21,6 +21,8 @@ from engines.contracts import ADAPTIVE, Finding, ParityError, UInt8
 from engines.inspector import Inspector, Part, inspect_all
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from engines.bundle import Bundle
     from engines.calibration import Calibration
     from engines.contracts import Backend
@@ -152,8 +154,6 @@ def build_and_compare(
 
     Raises ParityError where they disagree with torch on the bundle's parity set.
     """
-    import shutil
-
     from engines.parity_set import load_frames
 
     frames = load_frames(bundle)
@@ -166,8 +166,17 @@ def build_and_compare(
         report = compare(bundle, compiled, reference, frames.images, frames.categories)
     progress(1.0)
     if not report.passed:
-        shutil.rmtree(engine_cache(bundle), ignore_errors=True)
+        _discard(engine_cache(bundle), precision)
     return report.require()
+
+
+def _discard(cache: Path, precision: str) -> None:
+    """Remove what was compiled; int8 graphs were made apart from the others and go apart."""
+    import shutil
+
+    for made in list(cache.iterdir()) if cache.is_dir() else ():
+        if (made.name == "int8") is (precision == "int8"):
+            shutil.rmtree(made) if made.is_dir() else made.unlink()
 
 
 def calibrated_limits(calibration: Calibration | None, keys: Sequence[str]) -> LimitOf:

@@ -8,7 +8,7 @@ from engines.backend import open_backend
 from engines.bundle import CALIBRATION, Bundle, open_bundle
 from engines.calibration import Calibration
 from engines.calibration_fit import Wanted, fit_calibration
-from engines.contracts import BadData, InspectionError
+from engines.contracts import BadConfig, BadData, InspectionError, ParityError
 from engines.parity import compare
 from engines.parity_set import choose_frames, has_frames, load_frames, save_frames
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ENGINE = "openvino"  # others by ``assayline calibrate``
 REFERENCE = "f32"  # what another precision has to agree with
+INT8 = "int8"  # made from the finished bundle, so it comes last
 
 
 def calibrate_everywhere(
@@ -38,8 +39,9 @@ def calibrate_everywhere(
     ``date`` is written down beside each promise.
     """
     calibration = Calibration(bundle_id=bundle.bundle_id, entries={})
+    own = [precision for precision in settings.precisions if precision != INT8]
     try:
-        for precision in dict.fromkeys((REFERENCE, *settings.precisions)):
+        for precision in dict.fromkeys((REFERENCE, *own)):
             fresh = _calibrated(
                 bundle, (ENGINE, precision), held_out, settings, progress, date=date
             )
@@ -50,13 +52,36 @@ def calibrate_everywhere(
     # The graphs are the same; only the parity frames have joined them.
     calibration = calibration.model_copy(update={"bundle_id": bundle.bundle_id})
     calibration.save(bundle.folder / CALIBRATION)
-    sentences = [_promise(calibration), *_left_out(calibration, held_out)]
+    disagreements = []
     if disagreement := _half_refused(bundle, calibration):
         kept = {key: e for key, e in calibration.entries.items() if not key.endswith(":bf16")}
         calibration = calibration.model_copy(update={"entries": kept})
         calibration.save(bundle.folder / CALIBRATION)
-        sentences = [_promise(calibration), *_left_out(calibration, held_out), disagreement]
-    return bundle, sentences
+        disagreements.append(disagreement)
+    if INT8 in settings.precisions:
+        fresh, reason = _quantised(bundle, held_out, settings, progress, date=date)
+        calibration = calibration.joined(fresh) if fresh else calibration
+        calibration.save(bundle.folder / CALIBRATION)
+        disagreements += [reason] if reason else []
+    return bundle, [_promise(calibration), *_left_out(calibration, held_out), *disagreements]
+
+
+def _quantised(
+    bundle: Bundle,
+    held_out: Mapping[str, Sequence[UInt8]],
+    settings: TrainSettings,
+    progress: Progress,
+    *,
+    date: str,
+) -> tuple[Calibration | None, str]:
+    """Thresholds of int8 graphs made from held-out parts, or why there are none."""
+    from engines.quantisation import quantise
+
+    try:
+        quantise(bundle, held_out, lambda share, told: progress("int8", share, told))
+    except (ParityError, BadConfig) as refusal:
+        return None, str(refusal)
+    return _calibrated(bundle, (ENGINE, INT8), held_out, settings, progress, date=date), ""
 
 
 def _half_refused(bundle: Bundle, calibration: Calibration) -> str:

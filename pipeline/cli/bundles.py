@@ -25,7 +25,7 @@ Category = Annotated[
     list[str] | None, typer.Option("--category", help="Only this category; may be repeated.")
 ]
 BackendName = Annotated[str, typer.Option(help="openvino, tensorrt, torch or torch-cuda.")]
-Precision = Annotated[str, typer.Option(help="auto, f32, bf16, or fp16 by tensorrt.")]
+Precision = Annotated[str, typer.Option(help="auto, f32, bf16; fp16: tensorrt; int8: openvino.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON.")]
 
 
@@ -282,6 +282,10 @@ def diagnose(
 
 def build(
     bundle: BundlePath,
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="int8: good images to calibrate on; the parity frames if absent."),
+    ] = None,
     backend: BackendName = "openvino",
     precision: Precision = "auto",
     compute: Annotated[
@@ -297,12 +301,29 @@ def build(
     from engines.bundle import open_bundle
 
     with stages() as progress:
+        if precision == "int8":
+            for line in _quantised(open_bundle(bundle), backend, data, partial(progress, "int8")):
+                out.print(line)
         report = _built(
             open_bundle(bundle), backend, precision, compute, partial(progress, "build")
         )
     out.print(report.sentence())
     if json_file:
         write_json(json_file, report.model_dump(mode="json"))
+
+
+def _quantised(
+    bundle: Bundle, backend: str, data: Path | None, progress: Callable[[float, str], None]
+) -> list[str]:
+    """Make a bundle's int8 graphs, and say what they are."""
+    from engines.contracts import BadConfig
+    from engines.quantisation import quantise
+    from engines.thresholds import unseen_good
+
+    if backend != "openvino":
+        raise BadConfig(f"int8 is quantised by OpenVINO for itself, not for {backend}")
+    made = quantise(bundle, unseen_good(bundle, data, None) if data else None, progress)
+    return made.sentences()
 
 
 def _built(

@@ -63,7 +63,8 @@ def _open(path: Path) -> tuple[Bundle | None, Check]:
 def calibrated(settings: LineSettings, bundle: Bundle) -> Check:
     """The bundle runs on the worker's backend, and has thresholds for just that backend."""
     worker = settings.worker
-    mend = f"Run assayline calibrate with good images and --backend {worker.backend}."
+    engine = f"--backend {worker.backend} --precision {worker.precision}"
+    mend = f"Run assayline calibrate with good images and {engine}."
     try:
         with open_backend(bundle, worker.backend, worker.precision, capacity=1) as backend:
             key = backend.key

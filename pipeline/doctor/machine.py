@@ -72,11 +72,19 @@ def cpu_flags() -> frozenset[str]:
 
 
 def cpu_features() -> Check:
-    """Which instructions decide how fast bf16 is."""
+    """Which instructions decide how fast bf16 and int8 are."""
     flags = cpu_flags()
     has = [
         name
-        for name in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
+        for name in (
+            "avx2",
+            "avx_vnni",
+            "avx512f",
+            "avx512_bf16",
+            "avx512_vnni",
+            "amx_bf16",
+            "amx_int8",
+        )
         if name in flags
     ]
     return advice(
