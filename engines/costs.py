@@ -94,11 +94,15 @@ class CostTable:
 
 
 def measure_costs(
-    backend: BatchedBackend, clock: Callable[[], int], batch_max: int = DEVICE_BUCKETS[-1]
+    backend: BatchedBackend,
+    clock: Callable[[], int],
+    batch_max: int = DEVICE_BUCKETS[-1],
+    rest: Callable[[int], None] = lambda _: None,
 ) -> CostTable:
     """Run every bucket up to ``batch_max`` of every graph twice; rows keep what they hold.
 
-    The better counts: a first call compiles. ``clock`` gives nanoseconds.
+    The better counts: a first call compiles. ``clock`` gives nanoseconds; ``rest`` is called with
+    those of each call, after it, for a machine that has other work.
     """
     costs = CostTable(backend.buckets[-1])
     largest = bucket_of(min(backend.capacity, batch_max, costs.widest))
@@ -110,5 +114,6 @@ def measure_costs(
                 if not backend.rehearse(graph, size):
                     return costs
                 took.append(clock() - began)
+                rest(took[-1])
             costs.note(graph, size, min(took))
     return costs

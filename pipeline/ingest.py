@@ -28,6 +28,7 @@ from pipeline.shared import FRAMES, ORIGINALS, FrameRing, remove, shared_path
 from pipeline.sources import BadExposure, open_source
 from pipeline.sources.source import Exposure
 from pipeline.stream import Stream, open_stream
+from pipeline.swap import bundle_in_force
 from pipeline.telemetry import facts, reporting
 from pipeline.wire import FrameEntry, FrameHead, head_of, undecided
 
@@ -48,7 +49,7 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
     BadConfig or BadBundle for what the settings name.
     """
     chosen = settings.camera(camera)
-    size = open_bundle(settings.bundle).frame_size
+    size = open_bundle(bundle_in_force(settings)).frame_size
     with (
         ExitStack() as stack,
         reporting(ROLE, settings, settings.camera_names.index(camera)),

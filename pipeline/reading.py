@@ -2,26 +2,26 @@
 
 A thread of the worker reads, decodes and renews. It renews only after the inspection loop has
 beaten again, so a loop that hangs loses its frames to another worker; and it takes over frames that
-another worker has let go cold.
+another worker has let go cold. What is read goes to one seat at a time, as one bundle at a time has
+the turn.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from engines.bundle import Bundle
 from engines.contracts import BadFrame, Reason, StreamLost, Verdict
 from engines.images import MAX_PIXELS
 from engines.inspector import Part
 from pipeline.config import WorkerSettings
 from pipeline.lanes import Lane
 from pipeline.pulse import Pulse
+from pipeline.seats import Seat
 from pipeline.shared import LostImage
 from pipeline.stream import Delivery, Stream
 from pipeline.telemetry import facts
@@ -40,6 +40,7 @@ class Held:
     delivery: Delivery  # replaced when it is delivered to us again
     entry: FrameEntry
     read_ns: int  # server clock
+    seat: Seat  # that inspects and judges it
 
 
 class FrameReader:
@@ -52,7 +53,6 @@ class FrameReader:
         consumer: str,
         *,
         pulse: Pulse,
-        bundle: Bundle,
         settings: WorkerSettings,
         stop: threading.Event,
         fetch: Fetch | None = None,
@@ -61,13 +61,11 @@ class FrameReader:
         self._cameras = cameras
         self._consumer = consumer
         self._pulse = pulse
-        self._bundle = bundle
-        self._frame_size = bundle.frame_size
         self._settings = settings
         self._stop = stop
         self._fetch = fetch  # of images in shared memory
         self._changed = threading.Condition()
-        self._ready: deque[Part] = deque()
+        self._seat: Seat | None = None  # what is read goes there
         self._held: dict[str, Held] = {}  # frame_id -> what must be answered and renewed
         self._losing: set[str] = set()  # cameras whose last image was lost
         self._room = 0  # frames that may still be read
@@ -93,21 +91,48 @@ class FrameReader:
 
     # -- for the inspection loop ---------------------------------------------------------------
 
-    @property
-    def more(self) -> bool:
-        """Whether parts are still to come: not stopped, or some are read or being read."""
+    def turn_to(self, seat: Seat) -> None:
+        """What is read from now on is for this seat; what was read stays with the one before."""
         with self._changed:
-            return not self._stop.is_set() or self._is_reading or bool(self._ready)
+            self._seat = seat
+            self._room = 0
+            self._changed.notify_all()
 
-    def take(self, free_slots: int, patience_s: float) -> list[Part]:
+    def await_turn(self, seat: Seat, closing: threading.Event) -> bool:
+        """Wait until parts come to a seat; False where none will, since all is to end."""
+        with self._changed:
+            while not self._has_turn(seat):
+                if self._stop.is_set() or closing.is_set():
+                    return False
+                self._changed.wait(IDLE_S)
+            return True
+
+    def more(self, seat: Seat) -> bool:
+        """Whether parts are still to come to a seat: some are read or being read, or will be."""
+        with self._changed:
+            return self._has_turn(seat)
+
+    def _has_turn(self, seat: Seat) -> bool:
+        is_fed = self._seat is seat and (self._is_reading or not self._stop.is_set())
+        return is_fed or bool(seat.ready)
+
+    def take(self, seat: Seat, free_slots: int, patience_s: float) -> list[Part]:
         """At most ``free_slots`` parts; a loop with patience waits a moment for the first one."""
         self._lane.check()
+        ready = seat.ready
         with self._changed:
-            self._room = free_slots - len(self._ready)
-            self._changed.notify_all()
-            if patience_s > 0 and not self._ready:
+            if self._seat is seat:
+                self._room = free_slots - len(ready)
+                self._changed.notify_all()
+            if patience_s > 0 and not ready:
                 self._changed.wait(min(IDLE_S, patience_s))
-            return [self._ready.popleft() for _ in range(min(free_slots, len(self._ready)))]
+            return [ready.popleft() for _ in range(min(free_slots, len(ready)))]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no part at all is held."""
+        with self._changed:
+            return not self._held
 
     def beat(self) -> None:
         """The loop has made a turn: what it holds is alive."""
@@ -208,11 +233,25 @@ class FrameReader:
         if entry.deadline_ns <= now_ns:
             self._stream.answer(delivery, self._consumer, undecided(entry, Reason.DEADLINE, now_ns))
             return
+        self._seat_part(delivery, entry, now_ns)
+
+    def _seat_part(self, delivery: Delivery, entry: FrameEntry, now_ns: int) -> None:
+        """Make the part for the seat whose turn it is at this very moment."""
         with self._changed:
-            self._held[entry.frame_id] = Held(delivery, entry, now_ns)
-            self._ready.append(self._part(entry))
-            self._room -= 1
-            self._changed.notify_all()
+            seat = self._seat
+            if seat is None:  # nothing is read before the first turn
+                raise RuntimeError(f"{entry.frame_id} was read for nobody")
+            try:
+                part = seat.part(entry)
+            except BadFrame as error:
+                unfit = error
+            else:
+                self._held[entry.frame_id] = Held(delivery, entry, now_ns, seat)
+                seat.ready.append(part)
+                self._room -= 1
+                self._changed.notify_all()
+                return
+        self._set_aside(delivery, unfit)
 
     def _usable(self, delivery: Delivery) -> FrameEntry:
         """The entry of a delivery; BadFrame where it is none, or has failed too often."""
@@ -221,13 +260,6 @@ class FrameReader:
         entry = entry_from(delivery.fields, self._fetch)
         if entry.frame_id != delivery.frame_id:
             raise BadFrame(f"the entry of {delivery.frame_id} calls itself {entry.frame_id}")
-        if entry.image.shape[:2] != self._frame_size:
-            raise BadFrame(
-                f"{entry.frame_id} is a model input of {entry.image.shape[:2]}, the bundle takes "
-                f"{self._frame_size}; restart ingest with this bundle"
-            )
-        if entry.plan >= len(self._bundle.manifest.plans):
-            raise BadFrame(f"{entry.frame_id} asks for plan {entry.plan}, which the bundle lacks")
         _check_geometry(entry)
         return entry
 
@@ -255,17 +287,6 @@ class FrameReader:
             deadline_ns=now_ns,
         )
         return undecided(head, reason, now_ns)
-
-    def _part(self, entry: FrameEntry) -> Part:
-        return Part(
-            frame_id=entry.frame_id,
-            category_id=self._bundle.category_id(entry.category),
-            category=self._bundle.category_name(entry.category),
-            image=entry.image,
-            plan=self._settings.plan if entry.plan < 0 else entry.plan,
-            deadline_ns=entry.deadline_ns,
-            camera=entry.camera,
-        )
 
 
 def _check_geometry(entry: FrameEntry) -> None:

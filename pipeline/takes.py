@@ -28,6 +28,7 @@ from pipeline.recording import EXPOSURES, Recorder, read_verdicts, recorded_came
 from pipeline.report import Tally, run_report
 from pipeline.stream import open_stream
 from pipeline.supervisor import line_server, run_line
+from pipeline.swap import bundle_in_force
 from pipeline.watch import watching
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def _replay_config(settings: LineSettings, recording: Path, speed: float | str) 
         raise BadData(f"{recording} holds no frames; name another recording")
     content: dict[str, Any] = {
         "line": f"{settings.line}-replay",
-        "bundle": str(settings.bundle),
+        "bundle": str(bundle_in_force(settings)),
         "run_dir": str(settings.run_dir / "replay"),
         "cameras": [
             {

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from engines.contracts import Finding, Verdict
-from pipeline.judging import Answer, Judge
+from pipeline.judging import Answer
 from pipeline.labels import STAGES
 from pipeline.lanes import Lane, outlasting_loss
 from pipeline.reading import FrameReader, Held
@@ -33,12 +33,9 @@ class Judged(NamedTuple):
 class VerdictWriter:
     """Findings in, answers out; the queue is bounded by the slots."""
 
-    def __init__(
-        self, stream: Stream, frames: FrameReader, judge: Judge, consumer: str, slots: int
-    ) -> None:
+    def __init__(self, stream: Stream, frames: FrameReader, consumer: str, slots: int) -> None:
         self._stream = stream
         self._frames = frames
-        self._judge = judge
         self._consumer = consumer
         self._findings: queue.Queue[tuple[Finding, int]] = queue.Queue(2 * slots)
         self._judged: list[Judged] = []
@@ -89,7 +86,7 @@ class VerdictWriter:
     def _weigh(self, finding: Finding, found_ns: int) -> Judged:
         held = self._frames.held(finding.frame_id)
         began_s = time.perf_counter()
-        answer = self._judge.answer(
+        answer = held.seat.judge.answer(
             held.entry, finding, self._stream.now_ns(), _stages_ms(held, found_ns)
         )
         return Judged(held, answer, began_s)

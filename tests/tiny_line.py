@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 from engines.backend import open_backend
 from engines.bundle import Bundle, GraphsSpec, seal
 from engines.calibration_fit import fit_calibration
+from engines.contracts import ADAPTIVE
 from engines.images import encode_png
 from engines.tiles import Tiling
+from pipeline.judging import Judge
+from pipeline.seats import Seat
 
 SIZE = (16, 16)
 UNCUT = Tiling(SIZE)
@@ -72,6 +75,14 @@ def write_tiny_bundle(folder: Path, tiling: Tiling = UNCUT) -> Bundle:
         good = {CATEGORY: [good_part(seed, tiling.frame_size) for seed in range(80)]}
         fit_calibration(bundle, backend, good).save(folder / "calibration.json")
     return bundle
+
+
+def seat_of(bundle: Bundle, backend_key: str = "openvino:f32") -> Seat:
+    """A place at a reader, for tests that inspect by hand."""
+    calibration = bundle.calibration()
+    assert calibration is not None
+    judge = Judge(calibration, bundle.bundle_id, backend_key, calibration.calibration_id)
+    return Seat(bundle, judge, ADAPTIVE)
 
 
 def shared_bundle(base: Path) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 from engines.backend_stub import VirtualClock
 from pipeline.bench.arrivals import NS, TableStub, exposures, feed, line_over
 from pipeline.config import WorkerSettings
-from pipeline.worker import policy_of
+from pipeline.loading import policy_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

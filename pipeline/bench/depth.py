@@ -21,9 +21,9 @@ from engines.parity_set import has_frames, load_frames
 from engines.scheduler import Policy, Scheduler
 from pipeline.bench.turns import deepest_plan
 from pipeline.config import WorkerSettings
+from pipeline.loading import scheduler_of
 from pipeline.simulator.line import LEAST_SEVERITY
 from pipeline.simulator.render import PARTS, defects, render
-from pipeline.worker import scheduler_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -28,9 +28,9 @@ from pipeline.bench.machine import machine_facts
 from pipeline.bench.report import Report, Result, quantiles
 from pipeline.bench.stage import CAMERA, LATE, ROLES, Seen, run_stage, simulator
 from pipeline.config import WorkerSettings
+from pipeline.loading import scheduler_of
 from pipeline.sources import open_source
 from pipeline.sources.settings import SimulatorSettings
-from pipeline.worker import scheduler_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

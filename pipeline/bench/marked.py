@@ -25,12 +25,14 @@ from pipeline.bench.arrivals import STEPS
 from pipeline.config import WorkerSettings
 from pipeline.judging import Judge
 from pipeline.lanes import Lane
+from pipeline.loading import Loaded
 from pipeline.pulse import Pulse
 from pipeline.reading import FrameReader
+from pipeline.seats import Seat
 from pipeline.server import embedded_server
 from pipeline.stream import Stream, open_stream
+from pipeline.swap.station import inspect
 from pipeline.wire import FrameEntry
-from pipeline.worker import inspect
 from pipeline.writing import VerdictWriter
 
 if TYPE_CHECKING:
@@ -132,12 +134,12 @@ def _work(url: str, stream: Stream, stop: threading.Event) -> None:
     stub = TimedStub(SLOTS, lambda _: None, steps=STEPS)
     with (
         closing(Pulse(url, NAMESPACE)) as pulse,
-        FrameReader(
-            stream, CAMERAS, CONSUMER, pulse=pulse, bundle=bundle, settings=settings, stop=stop
-        ) as frames,
-        VerdictWriter(stream, frames, _judge(bundle, stub.key), CONSUMER, SLOTS) as verdicts,
+        FrameReader(stream, CAMERAS, CONSUMER, pulse=pulse, settings=settings, stop=stop) as frames,
+        VerdictWriter(stream, frames, CONSUMER, SLOTS) as verdicts,
     ):
-        inspect(frames, Inspector(stub), verdicts)
+        seat = Seat(bundle, _judge(bundle, stub.key), settings.plan)
+        frames.turn_to(seat)
+        inspect(frames, Loaded(seat, Inspector(stub)), verdicts)
 
 
 def bundle_of(steps: Sequence[int]) -> Bundle:

@@ -35,7 +35,10 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
             bundles.sizes,
         ),
     ),
-    ("On the line", (lines.run, lines.ingest, lines.inspect, lines.sink, lines.dashboard)),
+    (
+        "On the line",
+        (lines.run, lines.swap, lines.ingest, lines.inspect, lines.sink, lines.dashboard),
+    ),
     ("Frames without a camera", (lines.simulate, lines.record, lines.replay)),
     ("The machine", (machine.doctor, machine.bench, machine.verify, machine.gpu_check)),
 )

@@ -99,6 +99,45 @@ def dashboard(line: Line) -> None:
         run_dashboard(load_line(line), stop)
 
 
+def swap(
+    line: Line,
+    bundle: Annotated[Path | None, typer.Argument(help="The bundle to run from now on.")] = None,
+    rollback: Annotated[bool, typer.Option(help="Run again what ran before.")] = False,
+    forget: Annotated[bool, typer.Option(help="Keep nothing to roll back to in memory.")] = False,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0.0, help="Seconds for all workers to follow.")
+    ] = 120.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Another bundle or calibration for a running line, without a stop; or back again.
+
+    Example: assayline swap configs/line.example.yaml bundles/board-2
+    """
+    import os
+
+    from engines.contracts import BadConfig
+    from pipeline.config import load_line
+    from pipeline.swap import ordering
+
+    if (bundle is not None) + rollback + forget != 1:
+        raise BadConfig("name either a bundle, or --rollback, or --forget")
+    os.nice(19)  # what is compiled here must not be felt on the line
+    settings = load_line(line)
+    with stop_on_signals() as stop:
+        if bundle is not None:
+            done = ordering.swap(settings, bundle, timeout_s, stop)
+        else:
+            order = ordering.roll_back if rollback else ordering.forget
+            done = order(settings, timeout_s, stop)
+    out.print(f"line {settings.line} runs {done.chosen}")
+    for worker, seconds in done.followed_s.items():
+        out.print(f"  {worker} after {seconds:.1f} s")
+    if not done.followed_s:
+        out.print("  no worker runs now; it holds from the next start")
+    if json_file:
+        write_json(json_file, done.as_json())
+
+
 def simulate(
     folder: Annotated[Path, typer.Argument(help="Where the images go, in the MVTec layout.")],
     part: Annotated[list[str] | None, typer.Option(help="disc, board or fabric.")] = None,

@@ -28,6 +28,7 @@ from pipeline.config import WorkerSettings
 from pipeline.originals import Originals
 from pipeline.pulse import Pulse
 from pipeline.reading import FrameReader
+from pipeline.seats import Seat
 from pipeline.shared import (
     FRAMES,
     REFERENCE,
@@ -42,7 +43,7 @@ from pipeline.shared import (
 from pipeline.stream import open_stream
 from pipeline.telemetry import facts
 from pipeline.wire import FrameEntry
-from tests.tiny_line import good_part, shared_bundle
+from tests.tiny_line import good_part, seat_of, shared_bundle
 
 SIZE = (48, 32)
 IMAGE_BYTES = 48 * 32 * 3
@@ -320,7 +321,6 @@ def test_a_frame_whose_image_is_lost_is_undecided(
             ["left"],
             "worker",
             pulse=pulse,
-            bundle=bundle,
             settings=WorkerSettings(),
             stop=stop,
             fetch=FrameRings(run_dir, ["left"]).fetch,
@@ -334,7 +334,9 @@ def test_a_frame_whose_image_is_lost_is_undecided(
             assert slot is not None
             ring._pixels[0, 0] = 255  # of the first frame, behind its reference
             stream.admit(entry, slot=slot)
-        parts = list(_taken(frames))
+        seat = seat_of(bundle)
+        frames.turn_to(seat)
+        parts = list(_taken(frames, seat))
         stop.set()
         [lost] = stream.tail_verdicts("left", 10)
     assert [part.frame_id for part in parts] == ["left/1-2"]
@@ -348,11 +350,11 @@ def images_lost() -> float:
     return facts.registry.get_sample_value("assayline_images_lost_total", {"camera": "left"}) or 0.0
 
 
-def _taken(frames: FrameReader) -> Iterator[Part]:
+def _taken(frames: FrameReader, seat: Seat) -> Iterator[Part]:
     """Parts, until the first ones have come."""
     until = time.monotonic() + 30
     while time.monotonic() < until:
-        if found := frames.take(8, 0.05):
+        if found := frames.take(seat, 8, 0.05):
             yield from found
             return
 

@@ -23,7 +23,15 @@ from pipeline.stream import Stream, VerdictDelivery, open_stream
 from pipeline.telemetry import facts
 from pipeline.wire import FrameEntry
 from pipeline.worker import run_worker
-from tests.tiny_line import CATEGORY, SIZE, bad_part, good_part, shared_bundle, write_tiny_bundle
+from tests.tiny_line import (
+    CATEGORY,
+    SIZE,
+    bad_part,
+    good_part,
+    seat_of,
+    shared_bundle,
+    write_tiny_bundle,
+)
 
 GATE_NS = 60_000_000_000
 
@@ -269,11 +277,12 @@ def test_frames_stay_ours_only_while_the_loop_beats(
         ["left"],
         "beating",
         pulse=pulse,
-        bundle=open_bundle(grey_bundle),
         settings=chosen,
         stop=stop,
     ) as frames:
-        wait_for(lambda: frames.take(4, 1.0))
+        seat = seat_of(open_bundle(grey_bundle))
+        frames.turn_to(seat)
+        wait_for(lambda: frames.take(seat, 4, 1.0))
         for _ in range(30):
             frames.beat()
             time.sleep(0.02)

@@ -22,18 +22,17 @@ from engines.inspector import Part
 from pipeline.config import CameraSettings, WorkerSettings
 from pipeline.ingest import Intake
 from pipeline.journal import Journal
-from pipeline.judging import Judge
 from pipeline.pulse import Pulse
 from pipeline.reading import FrameReader
+from pipeline.seats import Seat
 from pipeline.server import embedded_server
 from pipeline.stream import Stream, open_stream
 from pipeline.telemetry import facts
 from pipeline.wire import FrameEntry, undecided
 from pipeline.writing import TOGETHER, VerdictWriter
 from tests.pipeline.relaying import Relay
-from tests.tiny_line import CATEGORY, SIZE, good_part, shared_bundle
+from tests.tiny_line import CATEGORY, SIZE, good_part, seat_of, shared_bundle
 
-KEY = "openvino:f32"
 SLOTS = 16
 GATE_NS = 60_000_000_000
 
@@ -50,21 +49,21 @@ class Desk:
 
     stream: Stream
     frames: FrameReader
+    seat: Seat
     writer: VerdictWriter
 
     def take(self, count: int) -> list[Part]:
         """So many parts, read and held."""
         parts: list[Part] = []
-        wait_for(lambda: parts.extend(self.frames.take(SLOTS, 0.05)) or len(parts) >= count)
+        wait_for(
+            lambda: parts.extend(self.frames.take(self.seat, SLOTS, 0.05)) or len(parts) >= count
+        )
         return parts
 
 
 @contextmanager
 def desk(url: str, namespace: str, bundle: Bundle) -> Iterator[Desk]:
     """A worker of camera ``left`` that reads; its writer is not yet running."""
-    calibration = bundle.calibration()
-    assert calibration is not None
-    judge = Judge(calibration, bundle.bundle_id, KEY, calibration.calibration_id)
     stop = threading.Event()
     with (
         open_stream(url, namespace) as stream,
@@ -74,12 +73,13 @@ def desk(url: str, namespace: str, bundle: Bundle) -> Iterator[Desk]:
             ["left"],
             "worker",
             pulse=pulse,
-            bundle=bundle,
             settings=WorkerSettings(slots=SLOTS),
             stop=stop,
         ) as frames,
     ):
-        yield Desk(stream, frames, VerdictWriter(stream, frames, judge, "worker", SLOTS))
+        seat = seat_of(bundle)
+        frames.turn_to(seat)
+        yield Desk(stream, frames, seat, VerdictWriter(stream, frames, "worker", SLOTS))
         stop.set()
 
 

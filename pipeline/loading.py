@@ -1,0 +1,99 @@
+"""A bundle made ready to inspect on a line: opened, checked against the line, rehearsed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from engines.backend import open_backend
+from engines.bundle import Bundle
+from engines.calibration import Calibration
+from engines.contracts import BadBundle, BadConfig
+from engines.costs import CostTable, measure_costs
+from engines.depths import Depths
+from engines.inspector import Inspector
+from engines.mosaic import Mosaic
+from engines.scheduler import Policy, Scheduler
+from pipeline.config import LineSettings, WorkerSettings
+from pipeline.judging import Judge, categories_needed
+from pipeline.seats import Seat
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """An engine that can inspect, and its place at the reader."""
+
+    seat: Seat
+    inspector: Inspector
+
+
+@contextmanager
+def loaded(
+    settings: LineSettings,
+    bundle: Bundle,
+    clock: Callable[[], int],
+    rest: Callable[[int], None] = lambda _: None,
+) -> Iterator[Loaded]:
+    """Open a bundle on the line's backend, in the thread that will use it; closed afterwards.
+
+    ``clock``: nanoseconds of the server. ``rest`` is called after each rehearsed call with the
+    nanoseconds it took. Raises BadBundle or BadConfig for what this line cannot run.
+    """
+    chosen = settings.worker
+    with open_backend(
+        bundle,
+        chosen.backend,
+        chosen.precision,
+        chosen.slots,
+        threads=chosen.threads,
+        cache=settings.run_dir / "engines",
+    ) as backend:
+        seat = Seat(bundle, judge_of(settings, bundle, backend.key), chosen.plan)
+        costs = measure_costs(backend, time.perf_counter_ns, chosen.batch_max, rest)
+        inspector = Inspector(
+            backend,
+            scheduler=scheduler_of(chosen, bundle, backend.key, costs),
+            clock=clock,
+            timer=time.perf_counter_ns,
+            mosaic=Mosaic.of(bundle, calibrated(bundle), backend.key),
+        )
+        yield Loaded(seat, inspector)
+
+
+def policy_of(settings: WorkerSettings) -> Policy:
+    """What a line's settings say of its time."""
+    return Policy(
+        batch_max=settings.batch_max,
+        margin_ns=settings.margin_ms * 1_000_000,
+        fill_ns=settings.fill_ms * 1_000_000,
+    )
+
+
+def scheduler_of(
+    settings: WorkerSettings, bundle: Bundle, backend_key: str, costs: CostTable
+) -> Scheduler:
+    """The policy of a line's settings over what the bundle can do on this backend."""
+    if settings.plan >= len(bundle.manifest.plans):
+        raise BadConfig(f"worker.plan is {settings.plan}, which {bundle.folder} lacks")
+    exits = calibrated(bundle).exit_rule(backend_key, looks=settings.early_exit)
+    return Scheduler(policy_of(settings), costs, Depths.of(bundle.manifest), exits)
+
+
+def judge_of(settings: LineSettings, bundle: Bundle, backend_key: str) -> Judge:
+    """What findings are weighed against; an uncalibrated bundle is refused before any frame."""
+    calibration = calibrated(bundle)
+    named = categories_needed(bundle, [camera.category for camera in settings.cameras])
+    calibration.require(backend_key, named, bundle.bundle_id)
+    return Judge(calibration, bundle.bundle_id, backend_key, calibration.calibration_id)
+
+
+def calibrated(bundle: Bundle) -> Calibration:
+    """The thresholds of a bundle; BadBundle where it has none."""
+    calibration = bundle.calibration()
+    if calibration is None:
+        raise BadBundle(
+            f"bundle {bundle.folder} is not calibrated; run assayline calibrate with good images"
+        )
+    return calibration

@@ -1,0 +1,107 @@
+"""One bundle in a thread of its own, which opens, uses and closes its engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from pipeline.lanes import Lane
+from pipeline.loading import Loaded
+from pipeline.reading import FrameReader
+from pipeline.seats import Seat
+from pipeline.swap.roster import Standing
+from pipeline.swap.wanted import Choice
+from pipeline.telemetry import facts
+from pipeline.writing import VerdictWriter
+
+Opening = Callable[[threading.Event], AbstractContextManager[Loaded]]
+
+
+class Station(Lane):
+    """Loads, then inspects whenever it has the turn at the reader; two may drain and fill at once.
+
+    ``moved`` is set when it is ready and when it has ended.
+    """
+
+    def __init__(
+        self,
+        opening: Opening,
+        frames: FrameReader,
+        verdicts: VerdictWriter,
+        moved: threading.Event,
+    ) -> None:
+        super().__init__("inspect", self._inspect_on)
+        self._opening = opening
+        self._frames = frames
+        self._verdicts = verdicts
+        self._moved = moved
+        self._loaded: Loaded | None = None
+        self._identity = ("", "")  # of bundle and calibration, as they were loaded
+        self.is_done = False
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it can inspect, or could until it ended."""
+        return self._loaded is not None
+
+    @property
+    def seat(self) -> Seat:
+        """Its place at the reader, once it is loaded."""
+        if self._loaded is None:
+            raise RuntimeError("the bundle is not loaded yet")
+        return self._loaded.seat
+
+    def runs(self, choice: Choice) -> bool:
+        """Whether it was loaded for this choice."""
+        return self._identity == (choice.bundle_id, choice.calibration_id)
+
+    def standing(self, number: int, refusal: str = "") -> Standing:
+        """What a worker says that inspects here after an order, followed or refused."""
+        return Standing(
+            number=number,
+            state="refused" if refusal else "runs",
+            bundle_id=self.seat.bundle.bundle_id,
+            calibration_id=self.seat.judge.calibration_id,
+            sentence=refusal,
+        )
+
+    def refusal(self) -> str | None:
+        """Why it cannot have the turn; None where it can."""
+        if self.is_loaded and not self.closing.is_set():
+            return None
+        try:
+            self.__exit__(None, None, None)
+        except Exception as error:  # whatever it is: the old bundle goes on
+            return str(error) or type(error).__name__
+        return "another bundle is wanted by now"
+
+    def _inspect_on(self, closing: threading.Event) -> None:
+        try:
+            with self._opening(closing) as loaded:
+                seat = loaded.seat
+                self._identity = (seat.bundle.bundle_id, seat.judge.calibration_id)
+                self._loaded = loaded
+                self._moved.set()
+                while self._frames.await_turn(loaded.seat, closing):
+                    inspect(self._frames, loaded, self._verdicts)
+        finally:
+            self.is_done = True
+            self._moved.set()
+
+    def tell_promise(self) -> None:
+        """What the thresholds of this bundle promise, for whoever watches the line."""
+        judge = self.seat.judge
+        for category, entry in judge.calibration.entries[judge.backend_key].items():
+            promised = entry.evidence.max_false_reject
+            facts.gauge("false_reject_promise_ratio", promised, category=category)
+
+
+def inspect(frames: FrameReader, loaded: Loaded, verdicts: VerdictWriter) -> None:
+    """The main loop, until nothing more comes to this seat and nothing is in flight."""
+    seat, inspector = loaded.seat, loaded.inspector
+    while frames.more(seat) or inspector.in_flight:
+        inspector.admit(frames.take(seat, inspector.free_slots, inspector.patience_s))
+        for finding in inspector.step(expects_more=frames.more(seat)):
+            verdicts.put(finding)
+        frames.beat()
