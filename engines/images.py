@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from engines.contracts import BadFrame, Float32, UInt8
 
@@ -233,7 +234,8 @@ def _is_covered(image: Image.Image) -> bool:
     """Whether the file has data for every pixel; Pillow leaves black what a strip is missing of."""
     width, height = image.size
     sizes = {(width, height), (height, width)}  # of a turned picture tiles are as it was taken
-    extents = [tile[1] or (0, 0, *image.size) for tile in image.tile]
+    tiles = image.tile if isinstance(image, ImageFile) else []
+    extents = [tile[1] or (0, 0, *image.size) for tile in tiles]
     return any(_area_within(extents, size) >= width * height for size in sizes)
 
 

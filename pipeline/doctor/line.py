@@ -173,7 +173,7 @@ def _room(free: int, needed: int, there: Path, key: str) -> tuple[str, str]:
 def doors(settings: LineSettings) -> list[Check]:
     """Whether page and metrics are for this machine alone, or ask for a token."""
     page, metrics = settings.dashboard, settings.metrics
-    open_ones = [("dashboard", page)] if page.enabled else []
+    open_ones: list[tuple[str, DoorSettings]] = [("dashboard", page)] if page.enabled else []
     open_ones += [("metrics", metrics)] if metrics.port else []
     return [_door(key, one) for key, one in open_ones]
 
