@@ -1,4 +1,4 @@
-"""Serve the page *Line*: a web server in its own process, beside the threads that feed it.
+"""Serve the pages: a web server in its own process, beside the threads that feed it.
 
 The process is niced and reads without a consumer group, so it can neither delay a verdict nor keep
 one from being trimmed. Everything the page needs is in the wheel: no request leaves the machine.
@@ -12,7 +12,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from engines.contracts import BadConfig
-from pipeline.dashboard.feed import ROLE, Feed
+from pipeline.dashboard.desk import Desk
+from pipeline.dashboard.feed import ROLE
 from pipeline.telemetry import reporting
 
 if TYPE_CHECKING:
@@ -41,10 +42,9 @@ def run_dashboard(
 
     token = settings.dashboard.secret("dashboard")
     os.nice(NICENESS)
-    feed, done = Feed(settings), threading.Event()
-    crops = {camera.name: camera.crop for camera in settings.cameras}
-    app = Doorkeeper(build_app(feed, settings.line, crops), token)
-    reader = threading.Thread(target=feed.run, args=(done,), name="feed", daemon=True)
+    desk, done = Desk(settings), threading.Event()
+    app = Doorkeeper(build_app(desk), token)
+    reader = threading.Thread(target=desk.run, args=(done,), name="feed", daemon=True)
     with reporting(ROLE, settings):
         reader.start()
         try:

@@ -1,12 +1,16 @@
-"""ECharts options of the two charts; their colours read on the dark and on the light page."""
+"""ECharts options of the charts; their colours read on the dark and on the light page."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+from pipeline.dashboard.texts import ENGLISH, Speech
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeline.dashboard.good import GoodParts
     from pipeline.dashboard.view import RatePoint
 
 INK, GRID = "#8a99a9", "rgba(138,153,169,.22)"
@@ -29,7 +33,7 @@ def _axis(**more: object) -> dict[str, Any]:
     return axis | more
 
 
-def depth_options(depth: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def depth_options(depth: Sequence[tuple[int, int]], say: Speech = ENGLISH) -> dict[str, Any]:
     """Histogram of denoise steps; every step count from 0 to the deepest has its place."""
     return {
         "animation": False,
@@ -39,7 +43,7 @@ def depth_options(depth: Sequence[tuple[int, int]]) -> dict[str, Any]:
         "yAxis": _axis(type="value", minInterval=1, splitNumber=3),
         "series": [
             {
-                "name": "parts",
+                "name": say("parts"),
                 "type": "bar",
                 "data": [number for _, number in depth],
                 "itemStyle": {"color": "#5a9cf0", "borderRadius": [4, 4, 0, 0]},
@@ -78,4 +82,57 @@ def _band(name: str, points: Sequence[tuple[int, float]]) -> dict[str, Any]:
         "itemStyle": {"color": COLOURS[name]} | ({"decal": decal} if decal else {}),
         "areaStyle": {"opacity": 0.5} | ({"decal": decal} if decal else {}),
         "data": [[at_ns // 1_000_000, round(rate, 2)] for at_ns, rate in points],
+    }
+
+
+def score_options(found: GoodParts, say: Speech) -> dict[str, Any]:
+    """Good parts over the raw score; the threshold and the part stand in it as lines with words."""
+    middles = [(a + b) / 2 for a, b in pairwise(found.edges)]
+    marks = []
+    if found.limit is not None:
+        marks.append(_mark(found.limit, say("threshold"), COLOURS["FAIL"], "dashed"))
+    if found.score is not None:
+        at = found.edges[-1] if found.is_beyond else found.score
+        marks.append(_mark(at, say("this_part"), "#5a9cf0", "solid"))
+    return {
+        "animation": False,
+        "grid": {"left": 6, "right": 46, "top": 48, "bottom": 26, "containLabel": True},
+        "xAxis": _axis(
+            type="value",
+            min=found.edges[0],
+            max=found.edges[-1],
+            name=say("score_axis"),
+            nameLocation="middle",
+            nameGap=28,
+            splitNumber=4,
+            splitLine={"show": False},
+        ),
+        "yAxis": _axis(type="value", splitNumber=3),
+        "series": [
+            {
+                "name": say("good_parts"),
+                "type": "line",
+                "step": "middle",
+                "showSymbol": False,
+                "lineStyle": {"width": 1.5, "color": COLOURS["PASS"]},
+                "areaStyle": {"opacity": 0.45, "color": COLOURS["PASS"]},
+                "data": [[x, round(y, 3)] for x, y in zip(middles, found.counts, strict=True)],
+                "markLine": {"symbol": "none", "data": marks, "silent": True},
+            }
+        ],
+    }
+
+
+def _mark(at: float, text: str, colour: str, kind: str) -> dict[str, Any]:
+    """A line across a chart with its words above it, each kind at a height of its own."""
+    return {
+        "xAxis": at,
+        "lineStyle": {"color": colour, "width": 3, "type": kind},
+        "label": {
+            "formatter": text,
+            "color": INK,
+            "fontSize": 15,
+            "position": "end",
+            "distance": [0, 22 if kind == "dashed" else 4],
+        },
     }

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from pipeline.dashboard.view import LineView, Reject
 
 ROLE = "dashboard"
-COUNT_S = 1.0  # between readings of the ledgers
+COUNT_S = 1.0  # between readings of the ledgers, at most
+LEAST_S = 0.2  # and at least, however many rejects there are
 BLOCK_MS = 500  # how long a follower waits before it looks whether to stop
 RETRY_S = 1.0  # after the server went away
 
@@ -41,6 +42,7 @@ class Feed:
         self._window = LineWindow(settings.line, gates_ms, run_key=f"{time.time_ns() // 10**6:x}")
         self._lock = threading.Lock()
         self._after = dict.fromkeys(self._cameras, "0")
+        self._has_reject = threading.Event()
         self._view = self._window.view(0)
 
     @property
@@ -58,6 +60,11 @@ class Feed:
         with self._lock:
             return self._window.reject(key)
 
+    def reject_of(self, stem: str) -> Reject | None:
+        """A reject that is still kept, by its name in the archive."""
+        with self._lock:
+            return self._window.reject_of(stem)
+
     def run(self, stop: threading.Event) -> None:
         """Follow the line until ``stop``, through any loss of the server."""
         redis = self._settings.redis
@@ -74,8 +81,10 @@ class Feed:
     def _follow(self, stream: Stream, stop: threading.Event) -> None:
         with self._followers(stream) as any_ended:
             while not stop.is_set() and not any_ended.is_set():
+                self._has_reject.clear()
                 self._count(stream)
-                stop.wait(COUNT_S)
+                stop.wait(LEAST_S)
+                self._has_reject.wait(COUNT_S - LEAST_S)  # people see it within a second
 
     @contextmanager
     def _followers(self, stream: Stream) -> Iterator[threading.Event]:
@@ -96,7 +105,10 @@ class Feed:
                 for found in stream.follow_verdicts(camera, self._after[camera], block_ms=BLOCK_MS):
                     self._after[camera] = found.entry_id
                     with self._lock:
-                        self._window.see(found.verdict, found.mask_png, found.picture_png)
+                        pictures = (found.mask_png, found.picture_png, found.map_png)
+                        is_shown = self._window.see(found.verdict, *pictures)
+                    if is_shown:
+                        self._has_reject.set()
         finally:
             ended.set()
 

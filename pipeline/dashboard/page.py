@@ -2,245 +2,266 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
+import time
+from itertools import zip_longest
+from typing import TYPE_CHECKING, NamedTuple
 
 from nicegui import ui
 
 from pipeline.dashboard import words
 from pipeline.dashboard.charts import depth_options, rate_options
+from pipeline.dashboard.shell import TONES, box, icon, page, say_in, title
+from pipeline.dashboard.window import REJECTS_SHOWN
+from pipeline.dashboard.words import Says
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from pipeline.dashboard.view import CameraRow, LineView, Reject
+    from pipeline.dashboard.address import Address
+    from pipeline.dashboard.texts import Speech
+    from pipeline.dashboard.view import LineView, Reject
 
-REFRESH_S = 1.0
-TILES = (  # name, title, icon, tone
-    ("rate", "Parts per minute", "speed", "accent"),
-    ("PASS", "PASS", "check_circle", "pass"),
-    ("FAIL", "FAIL", "cancel", "fail"),
-    ("UNDECIDED", "UNDECIDED", "help", "undecided"),
-    ("yield", "Yield", "percent", "accent"),
-    ("residual", "Ledger residual", "balance", "pass"),
+REFRESH_S = 0.25  # a look; the page is drawn anew where the view is another
+TILES = (  # name, icon, tone
+    ("rate", "speed", "accent"),
+    ("PASS", "check_circle", "pass"),
+    ("FAIL", "cancel", "fail"),
+    ("UNDECIDED", "help", "undecided"),
+    ("yield", "percent", "accent"),
+    ("residual", "balance", "pass"),
 )
-TONES = "pass fail undecided accent faint"
-
-
-def _box(classes: str, tag: str = "div") -> ui.element:
-    return ui.element(tag).classes(classes)
-
-
-def _say(element: ui.label | ui.icon, text: str, tone: str) -> None:
-    """Set words (or the icon's name) and tone, only where they changed."""
-    if isinstance(element, ui.label):
-        element.set_text(text)
-    else:
-        element.set_name(text)
-    element.classes(remove=TONES, add=tone)
+COLUMNS = ("camera", "last_frame", "captured", "PASS", "FAIL", "UNDECIDED", "backlog")
 
 
 class Head:
-    """Name of the line, its state in one word, the time."""
+    """The line's state in one word, and the time."""
 
-    def __init__(self, line: str) -> None:
-        dark = ui.dark_mode(value=True)
-        with _box("head"):
-            ui.label(line).classes("name")
-            ui.label("Assayline").classes("product")
-            with _box("state") as self._frame:
-                self._icon, self._word = ui.icon("hourglass_empty"), ui.label("WAITING")
-            self._clock = ui.label().classes("clock")
-            ui.button(icon="contrast", on_click=dark.toggle).props(
-                'flat round aria-label="dark or light"'
-            )
+    def __init__(self, say: Speech) -> None:
+        self._say = say
+        with box("state").props("role=status") as self._frame:
+            self._icon, self._word = icon("hourglass_empty"), ui.label()
+        self._clock = ui.label().classes("clock")
 
     def show(self, view: LineView) -> None:
         """Bring the head up to ``view``."""
-        icon, tone = words.STATES[view.state]
-        _say(self._icon, icon, tone)
-        _say(self._word, view.state.value, tone)
+        symbol, tone = words.STATES[view.state]
+        say_in(self._icon, Says(symbol, tone=tone))
+        say_in(self._word, Says(self._say(view.state.value), tone=tone))
         self._frame.classes(remove=TONES, add=tone)
-        self._clock.set_text(datetime.now().strftime("%H:%M:%S"))
+        self._clock.set_text(self._say.when(time.time_ns()))
 
 
 class Tile:
     """A title with an icon, a number readable from three metres, and a note."""
 
-    def __init__(self, title: str, icon: str, tone: str) -> None:
+    def __init__(self, text: str, symbol: str, tone: str) -> None:
         self._tone = tone
-        with _box("tile"):
-            with _box("title"):
-                self._icon = ui.icon(icon).classes(tone)
-                ui.label(title)
+        with box("tile"):
+            with box("title"):
+                self._icon = icon(symbol).classes(tone)
+                ui.label(text)
             self._value = ui.label("–").classes("value")
             self._note = ui.label().classes("note")
 
     def show(self, says: words.Says) -> None:
         """Bring the tile up to what it says now."""
-        _say(self._value, says.value, says.tone)
-        _say(self._note, says.note, "")
+        say_in(self._value, says)
+        say_in(self._note, Says(says.note))
         self._icon.classes(remove=TONES, add=says.tone or self._tone)
 
 
 class Latency:
     """p50 and p99 from exposure to verdict, against the gate."""
 
-    def __init__(self) -> None:
-        with _box("tile"):
-            with _box("title"):
-                ui.icon("timer").classes("accent")
-                ui.label("Exposure to verdict")
-            with _box("pair"):
+    def __init__(self, say: Speech) -> None:
+        self._say = say
+        with box("tile"):
+            title(say("latency"), "timer")
+            with box("pair"):
                 self._p50, self._p99 = self._number("p50 ms"), self._number("p99 ms")
-            with _box("gate") as self._gate:
-                self._bar99, self._bar50 = _box("p99"), _box("p50")
-            with _box("title"):
-                self._icon, self._note = ui.icon("check"), ui.label()
+            with box("gate") as self._gate:
+                self._bar99, self._bar50 = box("p99"), box("p50")
+            with box("title"):
+                self._icon, self._note = icon("check"), ui.label()
 
     @staticmethod
     def _number(unit: str) -> ui.label:
-        with _box(""):
+        with box(""):
             value = ui.label("–").classes("value")
             ui.label(unit).classes("note")
         return value
 
     def show(self, view: LineView) -> None:
         """Bring numbers, bar and sentence up to ``view``."""
-        self._p50.set_text(words.milliseconds(view.latency_p50_ms))
-        self._p99.set_text(words.milliseconds(view.latency_p99_ms))
-        says = words.gate_sentence(view)
+        self._p50.set_text(words.milliseconds(view.latency_p50_ms, self._say))
+        self._p99.set_text(words.milliseconds(view.latency_p99_ms, self._say))
+        says = words.gate_sentence(view, self._say)
         self._gate.classes(remove=TONES, add=says.tone)
         for bar, value in ((self._bar50, view.latency_p50_ms), (self._bar99, view.latency_p99_ms)):
             part = min(1.0, (value or 0.0) / view.gate_ms) if view.gate_ms else 0.0
             bar.style(f"width: {100 * part:.1f}%")
-        icon = {"pass": "check_circle", "fail": "timer_off"}.get(says.tone, "hourglass_empty")
-        _say(self._icon, icon, says.tone)
-        _say(self._note, says.note, "")
+        symbol = {"pass": "check_circle", "fail": "timer_off"}.get(says.tone, "hourglass_empty")
+        say_in(self._icon, Says(symbol, tone=says.tone))
+        say_in(self._note, Says(says.note))
 
 
 class Charts:
     """Denoise steps per part, and parts per minute over time."""
 
-    def __init__(self) -> None:
-        self._depth = self._chart("Denoise steps, last minute", "layers", depth_options(()))
-        self._rates = self._chart("Parts per minute, last 3 minutes", "timeline", rate_options(()))
+    def __init__(self, say: Speech) -> None:
+        self._say = say
+        self._depth = self._chart(say("depth"), "layers", depth_options((), say))
+        self._rates = self._chart(say("rates"), "timeline", rate_options(()))
 
     @staticmethod
-    def _chart(title: str, icon: str, options: dict[str, object]) -> ui.echart:
-        with _box("tile"):
-            with _box("title"):
-                ui.icon(icon).classes("accent")
-                ui.label(title)
-            return ui.echart(options).classes("chart")
+    def _chart(text: str, symbol: str, options: dict[str, object]) -> ui.echart:
+        with box("tile"):
+            title(text, symbol)
+            return ui.echart(options).classes("chart").props(f'role=img aria-label="{text}"')
 
     def show(self, view: LineView) -> None:
         """Redraw both charts."""
         for chart, options in (
-            (self._depth, depth_options(view.depth)),
+            (self._depth, depth_options(view.depth, self._say)),
             (self._rates, rate_options(view.rates)),
         ):
             chart.options.update(options)
             chart.update()
 
 
-def camera_table(rows: tuple[CameraRow, ...]) -> None:
-    """One row per camera."""
-    with _box("cameras", "table"):
-        with _box("", "tr"):
-            for title in (
-                "Camera",
-                "Last frame",
-                "Captured",
-                "PASS",
-                "FAIL",
-                "UNDECIDED",
-                "Backlog",
-            ):
-                with _box("", "th"):
-                    ui.label(title)
-        for row in rows:
-            _camera_row(row)
+class Cameras:
+    """One row per camera; words change in place, so nothing jumps under a finger."""
+
+    def __init__(self, cameras: Iterable[str], say: Speech) -> None:
+        self._say = say
+        with box("cameras", "table"):
+            with box("", "tr"):
+                for name in COLUMNS:
+                    with box("", "th").props("scope=col"):
+                        ui.label(name if name.isupper() else say(name))
+            self._rows = {name: self._row(name) for name in cameras}
+
+    @staticmethod
+    def _row(camera: str) -> _Row:
+        with box("", "tr"):
+            with box("", "td"):
+                ui.label(camera)
+            with box("", "td") as cell:
+                symbol, text = icon("hourglass_empty"), ui.label().style("display: inline")
+            numbers = []
+            for _ in COLUMNS[2:]:
+                with box("", "td"):
+                    numbers.append(ui.label())
+        return _Row(cell, symbol, text, numbers)
+
+    def show(self, view: LineView) -> None:
+        """Bring every row up to ``view``."""
+        for row in view.cameras:
+            drawn, (symbol, tone, text) = self._rows[row.camera], words.camera_state(row, self._say)
+            drawn.cell.classes(remove=TONES, add=tone)
+            drawn.symbol.set_name(symbol)
+            drawn.text.set_text(text)
+            numbers = (row.captured, row.passed, row.failed, row.undecided, row.backlog)
+            for label, number in zip(drawn.numbers, numbers, strict=True):
+                label.set_text(words.count(number))
 
 
-def _camera_row(row: CameraRow) -> None:
-    icon, tone, text = words.camera_state(row)
-    numbers = (row.captured, row.passed, row.failed, row.undecided, row.backlog)
-    with _box("", "tr"):
-        with _box("", "td"):
-            ui.label(row.camera)
-        with _box(tone, "td"):
-            ui.icon(icon)
-            ui.label(text).style("display: inline")
-        for number in numbers:
-            with _box("", "td"):
-                ui.label(words.count(number))
+class _Row(NamedTuple):
+    cell: ui.element
+    symbol: ui.icon
+    text: ui.label
+    numbers: list[ui.label]
 
 
-def reject_cards(rejects: tuple[Reject, ...], now_ns: int) -> None:
-    """The last rejects, newest first, each with picture and words."""
-    if not rejects:
-        ui.label("No rejects yet.").classes("none")
-        return
-    with _box("rejects"):
-        for reject in rejects:
-            _reject_card(reject, now_ns)
+class Rejects:
+    """The last rejects, newest first, each with picture and words, in places that stay."""
+
+    def __init__(self, address: Address) -> None:
+        self._none = ui.label(address.say("no_rejects")).classes("none")
+        with box("rejects"):
+            self._cards = [_Card(address) for _ in range(REJECTS_SHOWN)]
+
+    def show(self, view: LineView) -> None:
+        """Bring every place up to ``view``."""
+        self._none.set_visibility(not view.rejects)
+        for card, reject in zip_longest(self._cards, view.rejects):
+            card.show(reject, view.at_ns)
 
 
-def _reject_card(reject: Reject, now_ns: int) -> None:
-    what, which, number = words.reject_words(reject)
-    decision = reject.verdict.decision
-    with _box("reject"):
-        if reject.picture_png:
-            source = f"/rejects/{reject.key}.png"
-            _box("shot", "img").props(f'src="{source}" alt="reject with its mask"')
-        else:
-            with _box("blank"):
-                ui.label("no picture")
-        with _box("says"):
-            with _box(f"what {decision.lower()}"):
-                ui.icon(words.DECISION_ICONS[decision])
-                ui.label(what)
-                ui.label(words.age((now_ns - reject.verdict.decided_ns) / 1e9)).classes("age")
-            ui.label(which).classes("which")
-            ui.label(number).classes("which number")
+class _Card:
+    def __init__(self, address: Address) -> None:
+        self._address, self._key = address, ""
+        say = address.say
+        with ui.link().classes("reject") as self._link:
+            self._picture = box("shot", "img").props(f'alt="{say("picture_of")}"')
+            with box("blank") as self._blank:
+                ui.label(say("no_picture"))
+            with box("says"):
+                with box("what") as self._what:
+                    self._icon, self._decision = icon("cancel"), ui.label()
+                    self._age = ui.label().classes("age")
+                self._which = ui.label().classes("which")
+                self._number = ui.label().classes("which number")
+        self._link.set_visibility(False)
+
+    def show(self, reject: Reject | None, now_ns: int) -> None:
+        self._link.set_visibility(reject is not None)
+        if reject is None:
+            return
+        age_s = (now_ns - reject.verdict.decided_ns) / 1e9
+        self._age.set_text(words.age(age_s, self._address.say))
+        if reject.key != self._key:
+            self._key = reject.key
+            self._draw(reject)
+
+    def _draw(self, reject: Reject) -> None:
+        what, which, number = words.reject_words(reject, self._address.say)
+        decision = reject.verdict.decision
+        self._link.props["href"] = self._address.to(f"/reject/{reject.stem}")
+        self._picture.props["src"] = f"/rejects/{reject.key}.png"
+        self._picture.set_visibility(bool(reject.picture_png))
+        self._blank.set_visibility(not reject.picture_png)
+        self._what.classes(remove=TONES, add=decision.lower())
+        self._icon.set_name(words.DECISION_ICONS[decision])
+        self._decision.set_text(what)
+        self._which.set_text(which)
+        self._number.set_text(number)
+        self._link.update()
+        self._picture.update()
 
 
-def line_page(view_now: Callable[[], LineView]) -> None:
+def line_page(view_now: Callable[[], LineView], address: Address) -> None:
     """Build the page for one visitor and keep it up to date."""
-    ui.add_css(Path(__file__).with_name("line.css"))
-    first = view_now()
-    with _box("line"):
-        head = Head(first.line)
-        with _box("tiles"):
-            tiles = {name: Tile(title, icon, tone) for name, title, icon, tone in TILES}
-        with _box("charts"):
-            latency, charts = Latency(), Charts()
-        with _box("lower"):
-            with _box("tile"):
-                _title("Cameras", "videocam")
-                cameras = ui.refreshable(camera_table)
-                cameras(first.cameras)
-            with _box("tile"):
-                _title("Last rejects", "photo_library")
-                rejects = ui.refreshable(reject_cards)
-                rejects(first.rejects, first.at_ns)
+    first, say = view_now(), address.say
+    with page(address, first.line, "line", "line") as row:
+        with row:
+            head = Head(say)
+        with box("tiles"):
+            tiles = {
+                name: Tile(name if name.isupper() else say(name), symbol, tone)
+                for name, symbol, tone in TILES
+            }
+        with box("charts"):
+            latency, charts = Latency(say), Charts(say)
+        with box("lower"):
+            with box("tile"):
+                title(say("cameras"), "videocam")
+                cameras = Cameras([row.camera for row in first.cameras], say)
+            with box("tile"):
+                title(say("last_rejects"), "photo_library")
+                rejects = Rejects(address)
+    drawn: LineView | None = None
 
     def refresh() -> None:
+        nonlocal drawn
         view = view_now()
-        for name, says in words.tiles(view).items():
+        if view is drawn:
+            return
+        drawn = view
+        for name, says in words.tiles(view, say).items():
             tiles[name].show(says)
-        for part in (head, latency, charts):
+        for part in (head, latency, charts, cameras, rejects):
             part.show(view)
-        cameras.refresh(view.cameras)
-        rejects.refresh(view.rejects, view.at_ns)
 
     refresh()
     ui.timer(REFRESH_S, refresh)
-
-
-def _title(text: str, icon: str) -> None:
-    with _box("title"):
-        ui.icon(icon).classes("accent")
-        ui.label(text)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from pipeline.outputs.archive import stem_of_frame
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -68,6 +70,15 @@ class Reject:
     verdict: Verdict
     picture_png: bytes
     mask_png: bytes
+    map_png: bytes = b""  # see engines.images.encode_map
+
+    @property
+    def stem(self) -> str:
+        """Its name in the archive and in addresses; "" for a foreign frame id."""
+        try:
+            return stem_of_frame(self.verdict.frame_id)
+        except ValueError:
+            return ""
 
 
 @dataclass(frozen=True, slots=True)

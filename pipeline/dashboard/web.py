@@ -1,4 +1,4 @@
-"""The web side of the page *Line*: its routes, and a server that stops when it is told to."""
+"""The web side of the pages: their routes, and a server that stops when it is told to."""
 
 from __future__ import annotations
 
@@ -9,55 +9,110 @@ from typing import TYPE_CHECKING
 import uvicorn
 from fastapi import FastAPI, Response
 from nicegui import ui
+from starlette.requests import Request
 
 from engines.contracts import BadConfig, BadFrame
+from pipeline.dashboard.address import Address
 from pipeline.dashboard.page import line_page
-from pipeline.dashboard.picture import Crop, outlined
+from pipeline.dashboard.picture import heated, outlined
+from pipeline.dashboard.reject_page import reject_page
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from starlette.types import ASGIApp
 
-    from pipeline.dashboard.feed import Feed
+    from pipeline.dashboard.desk import Desk
+    from pipeline.dashboard.parts import Part
 
 IMMUTABLE = {"Cache-Control": "private, max-age=3600, immutable"}
 POLL_S = 0.1
 
 
-def build_app(feed: Feed, line: str, crops: Mapping[str, Crop | None]) -> FastAPI:
-    """The page, the pictures of its rejects, and a small answer for health checks."""
+def build_app(desk: Desk) -> FastAPI:
+    """The pages, the pictures on them, and a small answer for health checks."""
     app = FastAPI(title="Assayline", docs_url=None, redoc_url=None, openapi_url=None)
-
-    @lru_cache(maxsize=32)
-    def picture(key: str) -> bytes:
-        reject = feed.reject(key)
-        if reject is None or not reject.picture_png:
-            raise KeyError(key)
-        return outlined(reject.picture_png, reject.mask_png, crops.get(reject.verdict.camera))
-
-    @app.get("/rejects/{key}.png")
-    def reject_picture(key: str) -> Response:
-        try:
-            return Response(picture(key), media_type="image/png", headers=IMMUTABLE)
-        except KeyError:
-            return Response("no longer kept", status_code=404, media_type="text/plain")
-        except BadFrame as error:
-            return Response(str(error), status_code=422, media_type="text/plain")
+    _serve_pictures(app, desk)
 
     @app.get("/healthz")
     def health() -> Response:
-        return Response(feed.view.state.value, status_code=503 if feed.server_lost else 200)
+        lost = desk.feed.server_lost
+        return Response(desk.feed.view.state.value, status_code=503 if lost else 200)
 
+    _serve_pages(desk)
     ui.run_with(
         app,
-        root=lambda: line_page(lambda: feed.view),
-        title=f"{line} · Assayline",
+        title=f"{desk.line} · Assayline",
         dark=True,
         tailwind=False,
         show_welcome_message=False,
     )
     return app
+
+
+def _serve_pages(desk: Desk) -> None:
+    @ui.page("/")
+    def line(request: Request) -> None:
+        line_page(lambda: desk.feed.view, Address.of(request))
+
+    @ui.page("/reject")
+    def newest(request: Request) -> None:
+        reject_page(desk, Address.of(request), "")
+
+    @ui.page("/reject/{camera}/{part}")
+    def reject(request: Request, camera: str, part: str) -> None:
+        reject_page(desk, Address.of(request), f"{camera}/{part}")
+
+
+def _serve_pictures(app: FastAPI, desk: Desk) -> None:
+    """Pictures are made when a browser asks for them, on threads of the web server."""
+
+    @lru_cache(maxsize=32)
+    def outlined_reject(key: str) -> bytes:
+        reject = desk.feed.reject(key)
+        if reject is None or not reject.picture_png:
+            raise KeyError(key)
+        crop = desk.crops.get(reject.verdict.camera)
+        return outlined(reject.picture_png, reject.mask_png, crop)
+
+    @lru_cache(maxsize=64)
+    def drawn(stem: str, view: str) -> bytes:
+        part = desk.parts.find(stem)
+        content = _drawn(desk, part, view) if part else b""
+        if not content:
+            raise KeyError(stem)
+        return content
+
+    @app.get("/rejects/{key}.png")
+    def reject_picture(key: str) -> Response:
+        return _picture(lambda: outlined_reject(key))
+
+    @app.get("/parts/{camera}/{name}/{view}.png")
+    def part_picture(camera: str, name: str, view: str) -> Response:
+        return _picture(lambda: drawn(f"{camera}/{name}", view))
+
+
+def _drawn(desk: Desk, part: Part, view: str) -> bytes:
+    match view:
+        case "mask":
+            return outlined(part.picture_png, part.mask_png, desk.crops.get(part.verdict.camera))
+        case "map":
+            return heated(part.picture_png, part.map_png)
+        case "frame":
+            return part.picture_png
+        case "original":
+            return desk.parts.original(part.stem)
+        case _:
+            return b""
+
+
+def _picture(make: Callable[[], bytes]) -> Response:
+    try:
+        return Response(make(), media_type="image/png", headers=IMMUTABLE)
+    except KeyError:
+        return Response("no longer kept", status_code=404, media_type="text/plain")
+    except BadFrame as error:
+        return Response(str(error), status_code=422, media_type="text/plain")
 
 
 def serve(

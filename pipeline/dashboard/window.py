@@ -58,8 +58,17 @@ class LineWindow:
         self._backlogs: dict[str, int] = {}
         self._last_frame_ns: dict[str, int] = {}
 
-    def see(self, verdict: Verdict, mask_png: bytes = b"", picture_png: bytes = b"") -> None:
-        """Take one verdict in. An answer given without looking has neither depth nor latency."""
+    def see(
+        self,
+        verdict: Verdict,
+        mask_png: bytes = b"",
+        picture_png: bytes = b"",
+        map_png: bytes = b"",
+    ) -> bool:
+        """Take one verdict in, and say whether it is a reject to show.
+
+        An answer given without looking has neither depth nor latency.
+        """
         if verdict.decision is not Decision.UNDECIDED:
             latency_ms = max(0.0, (verdict.decided_ns - verdict.captured_ns) / 1e6)
             self._verdicts.append((verdict.decided_ns, latency_ms, verdict.steps))
@@ -71,10 +80,12 @@ class LineWindow:
             verdict.decision is Decision.UNDECIDED and picture_png
         )
         # After a lost connection the same verdict may be read again.
-        if is_shown and verdict.frame_id not in {one.verdict.frame_id for one in self._rejects}:
-            self._rejects_seen += 1
-            key = f"{self._run_key}-{self._rejects_seen}"
-            self._rejects.appendleft(Reject(key, verdict, picture_png, mask_png))
+        if not is_shown or verdict.frame_id in {one.verdict.frame_id for one in self._rejects}:
+            return False
+        self._rejects_seen += 1
+        key = f"{self._run_key}-{self._rejects_seen}"
+        self._rejects.appendleft(Reject(key, verdict, picture_png, mask_png, map_png))
+        return True
 
     def count(
         self, now_ns: int, ledgers: Mapping[str, Totals], backlogs: Mapping[str, int]
@@ -92,6 +103,10 @@ class LineWindow:
     def reject(self, key: str) -> Reject | None:
         """The kept reject of that key, if it is still kept."""
         return next((one for one in list(self._rejects) if one.key == key), None)
+
+    def reject_of(self, stem: str) -> Reject | None:
+        """The kept reject that the archive has under this name, if it is still kept."""
+        return next((one for one in list(self._rejects) if one.stem == stem), None)
 
     def view(self, now_ns: int) -> LineView:
         """The page at ``now_ns`` (epoch nanoseconds, the server's clock)."""

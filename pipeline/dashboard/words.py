@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engines.contracts import Decision
+from pipeline.dashboard.texts import ENGLISH, Speech
 from pipeline.dashboard.view import LineState
 
 if TYPE_CHECKING:
+    from engines.contracts import Verdict
     from pipeline.dashboard.view import CameraRow, LineView, Reject
 
 DECISION_ICONS = {
@@ -43,92 +45,97 @@ def count(number: int) -> str:
     return f"{number:,}".replace(",", "\u202f")
 
 
-def share(part: int, whole: int) -> str:
+def share(part: int, whole: int, say: Speech = ENGLISH) -> str:
     """``part`` of ``whole`` in percent."""
-    return f"{100 * part / whole:.1f} % of answered" if whole else "no answers yet"
+    return say("share", share=say.number(100 * part / whole)) if whole else say("no_answers")
 
 
-def tiles(view: LineView) -> dict[str, Says]:
+def tiles(view: LineView, say: Speech = ENGLISH) -> dict[str, Says]:
     """The six tiles by name."""
     undecided = sum(view.undecided.values())
     yields = view.yield_fraction
+    rate = f"{view.parts_per_minute:.0f}"
     return {
-        "rate": Says(f"{view.parts_per_minute:.0f}", f"backlog {count(view.backlog)}"),
-        "PASS": Says(count(view.passed), share(view.passed, view.answered)),
-        "FAIL": Says(count(view.failed), share(view.failed, view.answered)),
-        "UNDECIDED": Says(count(undecided), _reasons(view)),
-        "yield": Says("–" if yields is None else f"{100 * yields:.1f} %", _answered(view)),
-        "residual": _residual(view),
+        "rate": Says(rate, say("backlog_of", count=count(view.backlog))),
+        "PASS": Says(count(view.passed), share(view.passed, view.answered, say)),
+        "FAIL": Says(count(view.failed), share(view.failed, view.answered, say)),
+        "UNDECIDED": Says(count(undecided), _reasons(view, say)),
+        "yield": Says(
+            "–" if yields is None else f"{say.number(100 * yields)} %",
+            say("answered", count=count(view.answered)),
+        ),
+        "residual": residual(view, say),
     }
 
 
-def _answered(view: LineView) -> str:
-    return f"of {count(view.answered)} answered"
-
-
-def _reasons(view: LineView) -> str:
+def _reasons(view: LineView, say: Speech) -> str:
     if not view.undecided:
-        return "none"
+        return say("none")
     return " · ".join(
         f"{reason.replace('_', ' ')} {count(number)}" for reason, number in view.undecided.items()
     )
 
 
-def _residual(view: LineView) -> Says:
+def residual(view: LineView, say: Speech = ENGLISH) -> Says:
+    """Whether every part has its answer."""
     if view.residual:
-        return Says(f"{view.residual:+d}", "not answered: run assayline doctor", "fail")
-    return Says("0", f"none lost · {count(view.open)} in flight")
+        return Says(f"{view.residual:+d}", say("lost"), "fail")
+    return Says("0", say("none_lost", open=count(view.open)))
 
 
-def milliseconds(value: float | None) -> str:
+def milliseconds(value: float | None, say: Speech = ENGLISH) -> str:
     """Milliseconds with the digits that matter from three metres."""
-    if value is None:
-        return "–"
-    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
+    return say.number(value, 1 if value is not None and value < 10 else 0)
 
 
-def gate_sentence(view: LineView) -> Says:
+def gate_sentence(view: LineView, say: Speech = ENGLISH) -> Says:
     """How the slowest hundredth stands against the gate."""
     if view.gate_ms is None or view.latency_p99_ms is None:
-        return Says("", "no decided parts in the last minute", "faint")
+        return Says("", say("none_decided"), "faint")
     fraction = view.latency_p99_ms / view.gate_ms
-    gate = f"gate {milliseconds(view.gate_ms)} ms"
+    gate = say("gate", gate=milliseconds(view.gate_ms, say))
     if fraction > 1:
-        return Says("", f"{gate}: 1 part in 100 is too late", "fail")
-    return Says("", f"{gate}: p99 uses {100 * fraction:.0f} % of it", "pass")
+        return Says("", say("gate_late", gate=gate), "fail")
+    return Says("", say("gate_met", gate=gate, share=f"{100 * fraction:.0f}"), "pass")
 
 
-def age(seconds: float | None) -> str:
+def age(seconds: float | None, say: Speech = ENGLISH) -> str:
     """Time since something, short."""
     if seconds is None:
-        return "none yet"
+        return say("none_yet")
     if seconds < 1:
-        return "now"
+        return say("now")
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"
 
 
-def ago(seconds: float) -> str:
+def ago(seconds: float, say: Speech = ENGLISH) -> str:
     """When something was, short; the page itself is up to a second behind."""
-    return age(seconds) if seconds < 1 else f"{age(seconds)} ago"
+    return age(seconds, say) if seconds < 1 else say("ago", age=age(seconds, say))
 
 
-def camera_state(row: CameraRow) -> tuple[str, str, str]:
+def camera_state(row: CameraRow, say: Speech = ENGLISH) -> tuple[str, str, str]:
     """Icon, tone and words for the last frame of a camera."""
     if row.frame_age_s is None:
-        return "hourglass_empty", "faint", "no frame yet"
+        return "hourglass_empty", "faint", say("no_frame")
     if row.is_silent:
-        return "videocam_off", "fail", f"silent for {age(row.frame_age_s)}"
-    return "videocam", "pass", ago(row.frame_age_s)
+        return "videocam_off", "fail", say("silent", age=age(row.frame_age_s, say))
+    return "videocam", "pass", ago(row.frame_age_s, say)
 
 
-def reject_words(reject: Reject) -> tuple[str, str, str]:
+def headline(verdict: Verdict) -> str:
+    """The decision with its reason, or with the part's category."""
+    why = verdict.reason.replace("_", " ") if verdict.reason else verdict.category
+    return f"{verdict.decision} {why}".strip()
+
+
+def reject_words(reject: Reject, say: Speech = ENGLISH) -> tuple[str, str, str]:
     """What is wrong, which part it is, and how far it lies beyond the threshold."""
     verdict = reject.verdict
-    why = verdict.reason.replace("_", " ") if verdict.reason else verdict.category
-    what = f"{verdict.decision} {why}".strip()
     number = ""
     if verdict.surprise is not None and verdict.threshold is not None:
-        number = f"surprise {verdict.surprise:.1f}, threshold {verdict.threshold:.1f}"
-    return what, verdict.part_id or verdict.frame_id, f"{verdict.camera} · {number}".strip(" ·")
+        surprise, limit = say.number(verdict.surprise), say.number(verdict.threshold)
+        number = say("surprise_of", surprise=surprise, threshold=limit)
+    which = verdict.part_id or verdict.frame_id
+    return headline(verdict), which, f"{verdict.camera} · {number}".strip(" ·")

@@ -1,4 +1,4 @@
-"""Picture, mask, overlay and exposure of every part that did not pass, in a bounded folder.
+"""Picture, mask, map, overlay and exposure of every part that did not pass, in a bounded folder.
 
 The full exposure comes from the memory of the host's cameras, where they keep originals; one that
 is gone by then is counted, and the rest is kept without it.
@@ -29,7 +29,7 @@ from pipeline.wire import split_frame_id
 Crop = tuple[int, int, int, int]
 Fetch = Callable[[str], UInt8 | None]  # the full exposure of a frame id
 # The last one says: complete.
-SUFFIXES = (".picture.png", ".mask.png", ".overlay.jpg", ".original.png", ".json")
+SUFFIXES = (".picture.png", ".mask.png", ".map.png", ".overlay.jpg", ".original.png", ".json")
 MISSING_CAMERA = "camera"
 
 
@@ -109,8 +109,8 @@ class Archive:
         """Nothing is held open."""
 
     def _contents(self, delivery: VerdictDelivery) -> dict[str, bytes]:
-        picture, mask, seen, original, record = SUFFIXES
-        pictures = {picture: delivery.picture_png, mask: delivery.mask_png}
+        picture, mask, heat, seen, original, record = SUFFIXES
+        pictures = {picture: delivery.picture_png, mask: delivery.mask_png, heat: delivery.map_png}
         if delivery.picture_png and delivery.mask_png:
             pictures[seen] = self._overlay(delivery)
         pictures[original] = self._original(delivery)
@@ -172,7 +172,12 @@ class Archive:
 
 def stem_of(delivery: VerdictDelivery) -> str:
     """Where a part is kept, below the archive's folder; ValueError for a foreign frame id."""
-    camera, entry_id = split_frame_id(delivery.verdict.frame_id)
+    return stem_of_frame(delivery.verdict.frame_id)
+
+
+def stem_of_frame(frame_id: str) -> str:
+    """As ``stem_of``, from the frame's id."""
+    camera, entry_id = split_frame_id(frame_id)
     safe = re.sub(r"[^A-Za-z0-9_-]", "_", camera) or MISSING_CAMERA
     return f"{safe}/{entry_id}"
 

@@ -1,0 +1,204 @@
+"""The page *Reject*: one part, why it was rejected, and everything that is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from nicegui import ui
+
+from engines.contracts import Decision, Verdict
+from pipeline.dashboard import words
+from pipeline.dashboard.charts import score_options
+from pipeline.dashboard.good import entry_of, good_parts
+from pipeline.dashboard.shell import box, button, icon, page, title
+
+if TYPE_CHECKING:
+    from nicegui.events import KeyEventArguments
+
+    from pipeline.dashboard.address import Address
+    from pipeline.dashboard.desk import Desk
+    from pipeline.dashboard.parts import Part
+    from pipeline.dashboard.texts import Speech
+
+VIEWS = ("mask", "map", "frame")  # what is drawn over the picture; the first unless asked otherwise
+
+
+def reject_page(desk: Desk, address: Address, stem: str) -> None:
+    """Build the page for one visitor, about one part; "" = the newest."""
+    desk.parts.look()
+    stem = stem or next(iter(desk.parts.stems), "")
+    part = desk.parts.find(stem) if stem else None
+    with page(address, desk.line, "reject", "pane"):
+        if part is None:
+            key = "gone" if stem else "no_parts" if desk.parts.keeps else "no_archive"
+            ui.label(address.say(key)).classes("none")
+            return
+        _steps(desk, address, part)
+        with box("columns"):
+            with box("tile"):
+                picture_of(part, address)
+            with box("stack"):
+                _judged(desk, part, address.say)
+                _score(desk, part, address.say)
+            _facts(part, address.say)
+
+
+def _steps(desk: Desk, address: Address, part: Part) -> None:
+    """Newer and older parts, by button and by key."""
+    stems, place, say = desk.parts.stems, desk.parts.place(part.stem), address.say
+    shown = address.get("view")
+
+    def go(by: int) -> None:
+        to = (place if place is not None else -1) + by
+        if 0 <= to < len(stems):
+            ui.navigate.to(address.to(f"/reject/{stems[to]}", view=shown))
+
+    with box("bar"):
+        button(say("newer"), "arrow_back").on_click(lambda: go(-1))
+        if place is not None:
+            ui.label(say("place", place=place + 1, count=len(stems)))
+        button(say("older"), "arrow_forward").on_click(lambda: go(1))
+        ui.link(say("review"), address.to("/review", part=part.stem)).classes("go")
+        ui.label(say("reject_keys")).classes("keys")
+    on_keys({"ArrowLeft": lambda: go(-1), "ArrowRight": lambda: go(1)})
+
+
+def on_keys(actions: dict[str, Callable[[], object]]) -> None:
+    """Do what a key stands for, unless the visitor types."""
+
+    def act(event: KeyEventArguments) -> None:
+        modifiers = event.modifiers
+        is_plain = not (modifiers.ctrl or modifiers.alt or modifiers.meta)
+        if event.action.keydown and is_plain and event.key.name in actions:
+            actions[event.key.name]()
+
+    ui.keyboard(act, repeating=False)
+
+
+def picture_of(part: Part, address: Address) -> None:
+    """The picture with its mask or its map, and buttons to choose between them."""
+    say = address.say
+    chosen = address.get("view") if address.get("view") in VIEWS else VIEWS[0]
+    title(say("frame"), "image")
+    if not part.picture_png:
+        with box("blank"):
+            ui.label(say("no_picture"))
+        return
+    alt = " ".join((say("frame"), words.headline(part.verdict), part.verdict.part_id))
+    with box("stage"):
+        image = box("big", "img")
+        image.props["alt"] = alt
+
+    def show(view: str) -> None:
+        image.props["src"] = f"/parts/{part.stem}/{view}.png"
+        image.update()
+        for name, pressed in buttons.items():
+            pressed.props(f"aria-pressed={'true' if name == view else 'false'}")
+            pressed.classes(remove="chosen", add="chosen" if name == view else "")
+
+    def choose(view: str) -> None:
+        show(view)
+        there = address.here(view="" if view == VIEWS[0] else view)
+        ui.navigate.history.replace(there)
+
+    with box("bar"):
+        buttons = {
+            name: button(say(name), symbol).on_click(lambda name=name: choose(name))
+            for name, symbol in zip(VIEWS, ("gesture", "gradient", "image"), strict=True)
+        }
+        if part.has_original:
+            ui.link(say("original"), f"/parts/{part.stem}/original.png", new_tab=True)
+    show(chosen)
+    on_keys({"m": lambda: choose("mask"), "k": lambda: choose("map"), "f": lambda: choose("frame")})
+    for key, is_missing in (("no_mask", not part.mask_png), ("no_map", not part.map_png)):
+        if is_missing:
+            ui.label(say(key)).classes("note")
+    ui.label(say("no_reconstruction")).classes("note")
+
+
+def _judged(desk: Desk, part: Part, say: Speech) -> None:
+    """The decision in large words, and what people said of it."""
+    verdict = part.verdict
+    with box("tile"):
+        with box(f"verdict {verdict.decision.lower()}"):
+            icon(words.DECISION_ICONS[verdict.decision])
+            ui.label(words.headline(verdict))
+        ui.label(verdict.part_id or verdict.frame_id).classes("which")
+        ui.label(f"{verdict.camera} · {say.when(verdict.captured_ns)}").classes("which")
+        surprise = verdict.surprise
+        if surprise is not None and verdict.decision is not Decision.UNDECIDED:
+            values = (say.number(surprise, 2), say.number(verdict.threshold, 2))
+            ui.label(say("surprise_of", surprise=values[0], threshold=values[1])).classes("which")
+        label = desk.labels.of(verdict.frame_id)
+        if label is not None:
+            told = {"answer": say(label.answer), "who": label.who, "when": say.when(label.at_ns)}
+            ui.label(say("taken_back", **told)).classes("which")
+
+
+def _score(desk: Desk, part: Part, say: Speech) -> None:
+    found = good_parts(part.verdict, entry_of(desk.calibration(), part.verdict))
+    with box("tile"):
+        title(say("score"), "bar_chart")
+        if found is None:
+            ui.label(say("no_good")).classes("note")
+            return
+        ui.echart(score_options(found, say)).classes("chart").props(
+            f'role=img aria-label="{say("score")}"'
+        )
+        key = "score_beyond" if found.is_beyond else "score_note"
+        values = (say.number(found.score, 3), say.number(found.limit, 3))
+        ui.label(say(key, score=values[0], limit=values[1], good=found.good)).classes("note")
+
+
+def _facts(part: Part, say: Speech) -> None:
+    """Everything else, as names and values."""
+    with box("tile facts"):
+        for heading, symbol, rows in (
+            ("facts", "list", _known(part.verdict, say)),
+            ("stages", "timer", _stages(part.verdict, say)),
+            ("versions", "inventory_2", _versions(part.verdict, say)),
+        ):
+            title(say(heading), symbol)
+            with box("pairs", "dl"):
+                for name, value in rows:
+                    with box("", "dt"):
+                        ui.label(name)
+                    with box("", "dd"):
+                        ui.label(value)
+
+
+def _known(verdict: Verdict, say: Speech) -> Iterator[tuple[str, str]]:
+    texts = {
+        "part": verdict.part_id,
+        "lot": verdict.lot,
+        "recipe": verdict.recipe,
+        "category": verdict.category,
+        "reason": verdict.reason.replace("_", " ") if verdict.reason else "",
+    }
+    yield from ((say(key), text) for key, text in texts.items() if text)
+    yield say("frame"), verdict.frame_id
+    yield say("exposed"), say.when(verdict.captured_ns)
+    yield say("decided"), say.when(verdict.decided_ns)
+    yield say("raw_score"), say.number(verdict.anomaly_score, 4)
+    yield say("surprise"), say.number(verdict.surprise, 2)
+    yield say("threshold"), say.number(verdict.threshold, 2)
+    yield say("level"), "–" if verdict.level is None else str(verdict.level)
+    yield say("plan"), "–" if verdict.plan is None else str(verdict.plan)
+    yield say("steps"), say("steps_of", steps=verdict.steps, planned=verdict.steps_planned)
+    for region in verdict.regions[:5]:
+        values = region.model_dump() | {"peak": say.number(region.peak, 2)}
+        yield say("regions"), say("region", **values)
+
+
+def _stages(verdict: Verdict, say: Speech) -> Iterator[tuple[str, str]]:
+    for stage, taken_ms in verdict.latency_ms.items():
+        yield stage, f"{say.number(taken_ms)} ms"
+
+
+def _versions(verdict: Verdict, say: Speech) -> Iterator[tuple[str, str]]:
+    yield say("bundle"), verdict.bundle_id or "–"
+    yield say("backend"), verdict.backend or "–"
+    yield say("calibration"), verdict.calibration_id or "–"
+    if verdict.replayed:
+        yield say("replayed"), verdict.source_frame_id
