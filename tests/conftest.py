@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import Phase, settings
 
 from pipeline.server import embedded_server
 
 # Before anybody imports torch: tests run side by side, and threads of one would only wait for a
 # core that another holds (a small training then took twenty times as long).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# For tests of tests: that a law is broken says enough, its shortest example may take minutes.
+settings.register_profile("no-shrink", phases=[Phase.explicit, Phase.generate])
 
 
 @pytest.fixture(scope="session")

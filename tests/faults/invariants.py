@@ -107,7 +107,7 @@ def _silent_passes(verdicts: Sequence[Verdict], *, is_named: bool) -> list[str]:
     wrongs = []
     for verdict in verdicts:
         kind = verdict.part_id.rpartition("-")[2] if is_named else None
-        has_evidence = verdict.surprise is not None and verdict.steps > 0 and verdict.bundle_id
+        has_evidence = verdict.surprise is not None and verdict.bundle_id
         if (verdict.reason is None) == (verdict.decision is Decision.UNDECIDED):
             wrongs.append(f"{verdict.frame_id}: {verdict.decision} for {verdict.reason}")
         elif verdict.decision is Decision.PASS and not has_evidence:

@@ -109,7 +109,8 @@ def _draw(folder: Path, rounds: list[Round]) -> None:
     for hurt in (hurt for one in rounds for hurt in one.hurts):
         times[hurt.kind].append(hurt.recovery_s)
     figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
-    axes.boxplot(list(times.values()), orientation="horizontal", tick_labels=list(times))
+    if times:
+        axes.boxplot(list(times.values()), orientation="horizontal", tick_labels=list(times))
     axes.set_xlabel("seconds until the line is well")
     figure.savefig(folder / PICTURES[0], dpi=90)
     figure, axes = pyplot.subplots(figsize=(12, 4), layout="constrained")

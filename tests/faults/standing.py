@@ -112,17 +112,33 @@ class Standing:
         return max(ages)
 
     def recovery_s(self) -> float:
-        """Wait until every camera's parts are judged again and none is old; how long that took."""
+        """Wait until the line is well again; how long that took.
+
+        It is well when all that waited is answered and acted on, no frame is old, every camera's
+        parts are judged, and the sink acts on what is judged.
+        """
         began = time.monotonic()
-        before = self._judged()
-        self.wait_for(lambda: self.oldest_s() < SETTLED_S and self._has_judged_since(before))
+        waiting, judged, acted = self._waiting(), self._judged(), self.acted()
+        self.wait_for(lambda: not waiting & self._waiting())
+        self.wait_for(
+            lambda: (
+                self.oldest_s() < SETTLED_S
+                and self.acted() > acted
+                and all(now != then for now, then in zip(self._judged(), judged, strict=True))
+            )
+        )
         return time.monotonic() - began
 
-    def _has_judged_since(self, before: list[int]) -> bool:
-        """A server that forgot counts anew, until its camera tells it what there was."""
-        return all(now != then for now, then in zip(self._judged(), before, strict=True))
+    def _waiting(self) -> set[str]:
+        """Frames without a verdict, and those with one that no sink has acted on."""
+        found: set[str] = set()
+        for name in self.settings.camera_names:
+            standing = self.stream.standing(name, knows_sink=True)
+            found |= standing.open | standing.unacted.keys()
+        return found
 
     def _judged(self) -> list[int]:
+        """A server that forgot counts anew, until its camera tells it what there was."""
         ledgers = [self.stream.ledger(name) for name in self.settings.camera_names]
         return [ledger.passed + ledger.failed for ledger in ledgers]
 
