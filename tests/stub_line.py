@@ -26,14 +26,18 @@ NAMES = {SCORELESS: "scoreless", DEADLY: "deadly"}
 COSTS = {"start": (200_000, 20_000), "step": (400_000, 20_000), "finish": (100_000, 10_000)}
 
 
-def write_stub_bundle(folder: Path, costs: Mapping[str, tuple[int, int]] | None = None) -> Bundle:
+def write_stub_bundle(
+    folder: Path,
+    costs: Mapping[str, tuple[int, int]] | None = None,
+    size: tuple[int, int] = SIZE,
+) -> Bundle:
     """A bundle of the method "stub", calibrated on good numbers; ``costs`` in nanoseconds."""
     folder.mkdir(parents=True, exist_ok=True)
     for graph in GRAPHS:
         (folder / f"{graph}.onnx").write_text("a stub has no graph\n")
-    bundle = seal(folder, _manifest(dict(costs or COSTS)))
+    bundle = seal(folder, _manifest(dict(costs or COSTS), size))
     with TimedStub(32, lambda _: None, steps=STEPS) as engine:
-        good = {CATEGORY: [watermarked(number, SIZE) for number in range(100, 200)]}
+        good = {CATEGORY: [watermarked(number, size) for number in range(100, 200)]}
         fit_calibration(bundle, engine, good).save(folder / "calibration.json")
     return bundle
 
@@ -107,7 +111,7 @@ def write_stub_line(
     return path
 
 
-def _manifest(costs: dict[str, tuple[int, int]]) -> dict[str, Any]:
+def _manifest(costs: dict[str, tuple[int, int]], size: tuple[int, int]) -> dict[str, Any]:
     spec = {
         "state": [],
         "graphs": {graph: {"inputs": (), "outputs": ()} for graph in GRAPHS},
@@ -116,7 +120,7 @@ def _manifest(costs: dict[str, tuple[int, int]]) -> dict[str, Any]:
     return {
         "method": METHOD,
         "categories": (CATEGORY,),
-        "image_size": SIZE,
+        "image_size": size,
         "plans": [{"start_level": calls, "levels": tuple(range(calls))} for calls in STEPS],
         "steps_min": 1,
         "steps_unit": 1,
