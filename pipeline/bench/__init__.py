@@ -36,15 +36,17 @@ class Asked:
     gate_ms: float = 500.0
     full: bool = False  # `scheduler`: as many frames as its promises name
     folder: Path = FOLDER  # where reports are kept
+    bundles: tuple[Path, ...] = ()  # to compare, for `presets`
 
 
 def run_bench(what: str, asked: Asked) -> Report:
     """Run one bench by name, or all of them one after the other, and keep each report."""
-    if what not in {*BENCHES, ALL}:
-        raise BadConfig(f"there is no bench {what!r}; choose one of {', '.join([*BENCHES, ALL])}")
+    known = BENCHES | ALONE
+    if what not in {*known, ALL}:
+        raise BadConfig(f"there is no bench {what!r}; choose one of {', '.join([*known, ALL])}")
     reports = []
     for name in BENCHES if what == ALL else [what]:
-        report = BENCHES[name](asked)
+        report = known[name](asked)
         report.write(asked.folder / f"{name}.json")  # at once: a later one may fail
         reports.append(report)
     joined = reduce(add, reports)
@@ -54,9 +56,13 @@ def run_bench(what: str, asked: Asked) -> Report:
 
 
 def print_bench(report: Report, console: Console) -> None:
-    """The machine, then every result with its ratio."""
+    """The machine, then every result with its ratio; bundles compared once more side by side."""
     for table in report.tables():
         console.print(table)
+    if any(one.name.startswith("presets.") for one in report.results):
+        from pipeline.bench.presets import preset_table
+
+        console.print(preset_table(report))
 
 
 def _transport(asked: Asked) -> Report:
@@ -95,6 +101,12 @@ def _capacity(asked: Asked) -> Report:
     )
 
 
+def _presets(asked: Asked) -> Report:
+    from pipeline.bench.presets import bench_presets
+
+    return bench_presets(asked.bundles, asked.data)
+
+
 BENCHES = {
     "transport": _transport,
     "engine": _engine,
@@ -102,3 +114,4 @@ BENCHES = {
     "line": _line,
     "capacity": _capacity,
 }
+ALONE = {"presets": _presets}  # not of `all`: it compares the bundles it is told

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from engines.backend import open_backend
 from engines.bundle import GRAPHS, open_bundle
+from engines.quantised import offered_int8, read_record
 from pipeline.bench.depth import Depth, measured_depth, refuse_tiles
 from pipeline.bench.machine import machine_facts, matmul_peak
 from pipeline.bench.operations import graph_operations
@@ -92,7 +93,7 @@ def bench_engine(
                 batches=batches,
                 peak_side=peak_side,
             )
-            for precision in precisions or usable_precisions()
+            for precision in precisions or usable_precisions(bundle)
         ]
     headline = next(t for t in trials if t.precision == _offered(bundle, trials))
     results = [*_headlines(headline), *(result for t in trials for result in _details(t))]
@@ -100,16 +101,29 @@ def bench_engine(
     return Report(machine_facts() | facts | {"bundle": bundle.bundle_id}, tuple(results))
 
 
-def usable_precisions() -> tuple[str, ...]:
-    """What this processor computes natively: emulated bf16 would only be slow."""
-    return ("f32", "bf16") if cpu_flags() & {"avx512_bf16", "amx_bf16"} else ("f32",)
+def usable_precisions(bundle: Bundle) -> tuple[str, ...]:
+    """What this processor computes natively, for emulated bf16 is only slow; int8 where built."""
+    built = ("int8",) if read_record(bundle) else ()
+    return (*dict.fromkeys(("f32", native("bf16"))), *built)
+
+
+def native(precision: str) -> str:
+    """The precision of whatever is not ours: no other network here was quantised."""
+    if precision == "f32":
+        return "f32"
+    return "bf16" if cpu_flags() & {"avx512_bf16", "amx_bf16"} else "f32"
 
 
 def _offered(bundle: Bundle, trials: Sequence[Trial]) -> str:
-    """The last precision that the bundle has thresholds for; the last of all where it has none."""
+    """The last precision that the bundle has thresholds for; the last of all where it has none.
+
+    int8 only where a worker takes it by itself.
+    """
     calibration = bundle.calibration()
     known = calibration.entries if calibration else {}
-    named = [trial.precision for trial in trials]
+    other = "auto" if "openvino:bf16" in known else "f32"
+    takes_int8 = offered_int8(bundle, other) is not None
+    named = [t.precision for t in trials if t.precision != "int8" or takes_int8 or len(trials) == 1]
     return ([name for name in named if f"openvino:{name}" in known] or named)[-1]
 
 
@@ -124,12 +138,13 @@ def _trial(
     peak_side: int,
 ) -> Trial:
     """One precision against everything else."""
-    peak = matmul_peak(precision, peak_side)
-    rivals = rivals_at(bundle.manifest.image_size, precision)
+    beside = native(precision)
+    peak = matmul_peak(beside, peak_side)
+    rivals = rivals_at(bundle.manifest.image_size, beside)
     with open_backend(bundle, "openvino", precision, capacity=max(batches)) as ours:
         runners = {OURS: ours, REFERENCE: reference}
         timed = [_timed(bundle, runners, rivals, batch, rounds) for batch in batches]
-        peak = max(peak, matmul_peak(precision, peak_side))  # a machine may have been busy before
+        peak = max(peak, matmul_peak(beside, peak_side))  # a machine may have been busy before
         depths = {
             AS_RUN: measured_depth(bundle, ours, data),
             NO_EXIT: measured_depth(bundle, ours, data, early_exit=False),
@@ -227,7 +242,9 @@ def _facts(trial: Trial) -> dict[str, object]:
         f"gflop_per_frame_{part}": round(operations / timed.batch / 1e9, 2)
         for part, operations in timed.operations.items()
     }
-    peak = {f"matmul_gflops_{trial.precision}": round(trial.peak / 1e9, 1)}
+    peak: dict[str, object] = {f"matmul_gflops_{trial.precision}": round(trial.peak / 1e9, 1)}
+    if trial.precision != (beside := native(trial.precision)):
+        peak[f"peak_and_rivals_beside_{trial.precision}"] = beside
     depths = {
         f"depth{way.replace('.', '_')}_{trial.precision}": (
             f"{depth.calls:.2f} calls, {depth.finishes:.2f} of finish: {depth.told}"

@@ -89,8 +89,11 @@ def verify(
 
 def bench(
     what: Annotated[
-        str, typer.Argument(help="transport, engine, scheduler, line, capacity or all.")
+        str, typer.Argument(help="transport, engine, scheduler, line, capacity, presets or all.")
     ] = "all",
+    bundles: Annotated[
+        list[Path] | None, typer.Argument(help="presets: bundles to compare on --data.")
+    ] = None,
     bundle: Annotated[Path, typer.Option(help="Bundle to inspect with.")] = Path(
         "configs/bundles/demo"
     ),
@@ -114,7 +117,8 @@ def bench(
     """
     from pipeline.bench import Asked, print_bench, run_bench
 
-    result = run_bench(what, Asked(bundle, data, frames, rate, gate, full))
+    asked = Asked(bundle, data, frames, rate, gate, full, bundles=tuple(bundles or ()))
+    result = run_bench(what, asked)
     print_bench(result, out)
     if json_file is not None:
         result.write(json_file)
