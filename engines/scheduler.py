@@ -126,6 +126,10 @@ class Scheduler:
             )
         return [job for job in jobs if job.is_cut]
 
+    def exit_by(self, exits: ExitRule | None) -> None:
+        """Another rule of where jobs may leave; what has left already is not called back."""
+        self._exits = exits
+
     def leave(self, job: Job) -> None:
         """A job has its finding, or is given up."""
         (self._running if job.is_running else self._waiting).remove(job)

@@ -16,9 +16,32 @@ from engines.depths import Depths
 from engines.inspector import Inspector
 from engines.mosaic import Mosaic
 from engines.scheduler import Policy, Scheduler
+from pipeline.applied import AppliedThresholds
 from pipeline.config import LineSettings, WorkerSettings
 from pipeline.judging import Judge, categories_needed
 from pipeline.seats import Seat
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tuning:
+    """What follows the thresholds that people apply while a bundle inspects."""
+
+    thresholds: AppliedThresholds
+    scheduler: Scheduler
+    early_exit: bool
+
+    def follow(self, seat: Seat) -> bool:
+        """Have a seat judge by what was applied since; whether that is something else.
+
+        Parts that were read before keep theirs. Where rows may leave early follows at once: a row
+        that walks on is only seen deeper.
+        """
+        if not self.thresholds.changed():
+            return False
+        now, judge = self.thresholds.now, seat.judge
+        self.scheduler.exit_by(now.exit_rule(judge.backend_key, looks=self.early_exit))
+        seat.judge = Judge(now, judge.bundle_id, judge.backend_key, now.calibration_id)
+        return True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +50,11 @@ class Loaded:
 
     seat: Seat
     inspector: Inspector
+    tuning: Tuning | None = None  # without it thresholds stay what they are
+
+    def follow(self) -> bool:
+        """See ``Tuning.follow``."""
+        return self.tuning is not None and self.tuning.follow(self.seat)
 
 
 @contextmanager
@@ -52,14 +80,16 @@ def loaded(
     ) as backend:
         seat = Seat(bundle, judge_of(settings, bundle, backend.key), chosen.plan)
         costs = measure_costs(backend, time.perf_counter_ns, chosen.batch_max, rest)
+        scheduler = scheduler_of(chosen, bundle, backend.key, costs)
         inspector = Inspector(
             backend,
-            scheduler=scheduler_of(chosen, bundle, backend.key, costs),
+            scheduler=scheduler,
             clock=clock,
             timer=time.perf_counter_ns,
             mosaic=Mosaic.of(bundle, calibrated(bundle), backend.key),
         )
-        yield Loaded(seat, inspector)
+        applied = AppliedThresholds(settings.run_dir, bundle, calibrated(bundle))
+        yield Loaded(seat, inspector, Tuning(applied, scheduler, chosen.early_exit))
 
 
 def policy_of(settings: WorkerSettings) -> Policy:

@@ -19,6 +19,7 @@ from engines.contracts import BadFrame, Reason, StreamLost, Verdict
 from engines.images import MAX_PIXELS
 from engines.inspector import Part
 from pipeline.config import WorkerSettings
+from pipeline.judging import Judge
 from pipeline.lanes import Lane
 from pipeline.pulse import Pulse
 from pipeline.seats import Seat
@@ -40,7 +41,8 @@ class Held:
     delivery: Delivery  # replaced when it is delivered to us again
     entry: FrameEntry
     read_ns: int  # server clock
-    seat: Seat  # that inspects and judges it
+    seat: Seat  # that inspects it
+    judge: Judge  # of that seat when it was read: thresholds may change before it is found
 
 
 class FrameReader:
@@ -246,7 +248,7 @@ class FrameReader:
             except BadFrame as error:
                 unfit = error
             else:
-                self._held[entry.frame_id] = Held(delivery, entry, now_ns, seat)
+                self._held[entry.frame_id] = Held(delivery, entry, now_ns, seat, seat.judge)
                 seat.ready.append(part)
                 self._room -= 1
                 self._changed.notify_all()

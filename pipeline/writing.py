@@ -86,7 +86,7 @@ class VerdictWriter:
     def _weigh(self, finding: Finding, found_ns: int) -> Judged:
         held = self._frames.held(finding.frame_id)
         began_s = time.perf_counter()
-        answer = held.seat.judge.answer(
+        answer = held.judge.answer(
             held.entry, finding, self._stream.now_ns(), _stages_ms(held, found_ns)
         )
         return Judged(held, answer, began_s)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.dashboard.texts import ENGLISH, Speech
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from pipeline.dashboard.good import GoodParts
     from pipeline.dashboard.view import RatePoint
 
+BINS = 60
 INK, GRID = "#8a99a9", "rgba(138,153,169,.22)"
 COLOURS = {"PASS": "#3fb984", "FAIL": "#f0595f", "UNDECIDED": "#e5a63b"}
 PATTERNS = {  # a second signal beside colour: symbol and pattern of each band
@@ -135,4 +140,46 @@ def _mark(at: float, text: str, colour: str, kind: str) -> dict[str, Any]:
             "position": "end",
             "distance": [0, 22 if kind == "dashed" else 4],
         },
+    }
+
+
+def flip_options(
+    surprises: NDArray[np.float64], old: float, new: float, say: Speech
+) -> dict[str, Any]:
+    """Recorded parts by surprise, with the threshold as it is and as it might be."""
+    top = max(2.5, 1.3 * max(old, new))
+    counts, edges = np.histogram(np.minimum(surprises, top), bins=BINS, range=(0, top))
+    middles = (edges[:-1] + edges[1:]) / 2
+    return {
+        "animation": False,
+        "grid": {"left": 6, "right": 46, "top": 48, "bottom": 26, "containLabel": True},
+        "xAxis": _axis(
+            type="value",
+            min=0,
+            max=round(top, 2),
+            name=say("surprise"),
+            nameLocation="middle",
+            nameGap=28,
+            splitLine={"show": False},
+        ),
+        "yAxis": _axis(type="value", minInterval=1, splitNumber=3),
+        "series": [
+            {
+                "name": say("parts"),
+                "type": "line",
+                "step": "middle",
+                "showSymbol": False,
+                "lineStyle": {"width": 1.5, "color": "#5a9cf0"},
+                "areaStyle": {"opacity": 0.45, "color": "#5a9cf0"},
+                "data": [[x, int(y)] for x, y in zip(middles.tolist(), counts, strict=True)],
+                "markLine": {
+                    "symbol": "none",
+                    "silent": True,
+                    "data": [
+                        _mark(old, say("now_is"), INK, "dashed"),
+                        _mark(new, say("new_threshold"), COLOURS["FAIL"], "solid"),
+                    ],
+                },
+            }
+        ],
     }

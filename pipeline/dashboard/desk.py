@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING
 
 from engines.contracts import InspectionError
 from pipeline.dashboard.feed import Feed
+from pipeline.dashboard.history import History
 from pipeline.dashboard.parts import Parts
+from pipeline.dashboard.tuning import Thresholds
 from pipeline.review import ReviewLabels
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from engines.calibration import Calibration
     from pipeline.config import LineSettings
 
@@ -26,20 +30,31 @@ class Desk:
         self.feed = Feed(settings)
         self.parts = Parts(folder, self.feed.reject_of)
         self.labels = ReviewLabels(settings.run_dir)
+        self.thresholds = Thresholds(settings)
+        self.history = History(_log_of(settings))
         self.crops = {camera.name: camera.crop for camera in settings.cameras}
 
     def calibration(self) -> Calibration | None:
         """The thresholds that judge now; None where they are not at hand."""
-        from pipeline.applied import calibration_now
-
         try:
-            return calibration_now(self.settings)
+            return self.thresholds.now()
         except InspectionError:
             return None
 
     def run(self, stop: threading.Event) -> None:
         """Read the line until ``stop``."""
-        looking = threading.Thread(target=self.parts.run, args=(stop,), name="parts", daemon=True)
-        looking.start()
+        beside = [
+            threading.Thread(target=look, args=(stop,), name=name, daemon=True)
+            for name, look in (("parts", self.parts.run), ("history", self.history.run))
+        ]
+        for one in beside:
+            one.start()
         self.feed.run(stop)
-        looking.join(timeout=5)
+        for one in beside:
+            one.join(timeout=5)
+
+
+def _log_of(settings: LineSettings) -> Path | None:
+    """Where the line's verdicts are recorded; None where they are not."""
+    jsonl = settings.sinks.jsonl
+    return (jsonl.path or settings.run_dir / "verdicts.jsonl") if jsonl else None

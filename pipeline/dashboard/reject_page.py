@@ -12,6 +12,7 @@ from pipeline.dashboard import words
 from pipeline.dashboard.charts import score_options
 from pipeline.dashboard.good import entry_of, good_parts
 from pipeline.dashboard.shell import box, button, icon, page, title
+from pipeline.outputs.archive import stem_of_frame
 
 if TYPE_CHECKING:
     from nicegui.events import KeyEventArguments
@@ -202,3 +203,11 @@ def _versions(verdict: Verdict, say: Speech) -> Iterator[tuple[str, str]]:
     yield say("calibration"), verdict.calibration_id or "–"
     if verdict.replayed:
         yield say("replayed"), verdict.source_frame_id
+
+
+def stem_of(frame_id: str) -> str:
+    """The name of a frame's part in addresses; "" for a foreign id."""
+    try:
+        return stem_of_frame(frame_id)
+    except ValueError:
+        return ""

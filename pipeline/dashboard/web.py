@@ -16,6 +16,8 @@ from pipeline.dashboard.address import Address
 from pipeline.dashboard.page import line_page
 from pipeline.dashboard.picture import heated, outlined
 from pipeline.dashboard.reject_page import reject_page
+from pipeline.dashboard.review_page import review_page
+from pipeline.dashboard.threshold_page import threshold_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +64,14 @@ def _serve_pages(desk: Desk) -> None:
     @ui.page("/reject/{camera}/{part}")
     def reject(request: Request, camera: str, part: str) -> None:
         reject_page(desk, Address.of(request), f"{camera}/{part}")
+
+    @ui.page("/review")
+    def review(request: Request) -> None:
+        review_page(desk, Address.of(request))
+
+    @ui.page("/threshold")
+    def threshold(request: Request) -> None:
+        threshold_page(desk, Address.of(request))
 
 
 def _serve_pictures(app: FastAPI, desk: Desk) -> None:

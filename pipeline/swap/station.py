@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from pipeline.judging import Judge
 from pipeline.lanes import Lane
 from pipeline.loading import Loaded
 from pipeline.reading import FrameReader
@@ -81,6 +82,7 @@ class Station(Lane):
             with self._opening(closing) as loaded:
                 seat = loaded.seat
                 self._identity = (seat.bundle.bundle_id, seat.judge.calibration_id)
+                loaded.follow()  # thresholds that were applied before it was loaded
                 self._loaded = loaded
                 self._moved.set()
                 while self._frames.await_turn(loaded.seat, closing):
@@ -91,17 +93,29 @@ class Station(Lane):
 
     def tell_promise(self) -> None:
         """What the thresholds of this bundle promise, for whoever watches the line."""
-        judge = self.seat.judge
-        for category, entry in judge.calibration.entries[judge.backend_key].items():
-            promised = entry.evidence.max_false_reject
-            facts.gauge("false_reject_promise_ratio", promised, category=category)
+        tell_promise(self.seat.judge)
 
 
 def inspect(frames: FrameReader, loaded: Loaded, verdicts: VerdictWriter) -> None:
     """The main loop, until nothing more comes to this seat and nothing is in flight."""
     seat, inspector = loaded.seat, loaded.inspector
     while frames.more(seat) or inspector.in_flight:
+        if loaded.follow():
+            _tell_thresholds(seat.judge)
         inspector.admit(frames.take(seat, inspector.free_slots, inspector.patience_s))
         for finding in inspector.step(expects_more=frames.more(seat)):
             verdicts.put(finding)
         frames.beat()
+
+
+def tell_promise(judge: Judge) -> None:
+    """What the thresholds in force promise of good parts."""
+    for category, entry in judge.calibration.entries[judge.backend_key].items():
+        promised = entry.evidence.max_false_reject
+        facts.gauge("false_reject_promise_ratio", promised, category=category)
+
+
+def _tell_thresholds(judge: Judge) -> None:
+    """Others are in force from this turn on."""
+    facts.event("thresholds_changed", level="warning", calibration=judge.calibration_id)
+    tell_promise(judge)

@@ -1,0 +1,265 @@
+"""The page *Threshold*: move it, see which recorded parts flip, apply it with name and reason."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from nicegui import ui
+
+from engines.contracts import BadConfig, InspectionError
+from engines.retuning import expected_above, promise_at
+from pipeline.applied import changes
+from pipeline.dashboard.charts import flip_options
+from pipeline.dashboard.history import Judged, WhatIf, what_if
+from pipeline.dashboard.reject_page import stem_of
+from pipeline.dashboard.shell import box, button, icon, page, title
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engines.calibration import Calibration, Entry
+    from pipeline.dashboard.address import Address
+    from pipeline.dashboard.desk import Desk
+
+SHOWN = 12  # flips of each kind
+AUDITED = 20
+LEAST, MOST, STEP = 0.2, 8.0, 0.02  # of the slider, in surprise
+
+
+def threshold_page(desk: Desk, address: Address) -> None:
+    """Build the page for one visitor."""
+    with page(address, desk.line, "threshold", "pane"):
+        try:
+            calibration = desk.thresholds.now()
+        except InspectionError as error:
+            ui.label(address.say("unreadable", why=error)).classes("none")
+            return
+        _Threshold(desk, address, calibration)
+
+
+class _Threshold:
+    """One visitor's question; what they ask is in the address."""
+
+    def __init__(self, desk: Desk, address: Address, calibration: Calibration) -> None:
+        self._desk, self._address, self._say = desk, address, address.say
+        keys = [
+            f"{backend} · {category}"
+            for backend, entries in calibration.entries.items()
+            for category in entries
+        ]
+        asked = address.get("entry")
+        self._key = asked if asked in keys else self._used(keys)
+        self._asked = _number(address.get("at"))
+        self._judged: list[Judged] = []
+        with box("halves"):
+            with box("stack"):
+                with box("tile"):
+                    self._ask(keys)
+                with box("tile"):
+                    self._form()
+            with box("stack"):
+                self._answer = ui.refreshable(self._draw)
+                with box("tile"):
+                    self._answer()
+        with box("tile"):
+            self._audit = ui.refreshable(self._draw_audit)
+            self._audit()
+        self._choose(self._key)
+
+    def _used(self, keys: list[str]) -> str:
+        """The entry that the newest verdicts were judged by, or the first."""
+        counted = {key: len(self._history(key)) for key in keys}
+        return max(keys, key=lambda key: counted[key])
+
+    def _ask(self, keys: list[str]) -> None:
+        say = self._say
+        title(say("what_if"), "tune")
+        ui.select(
+            keys, value=self._key, label=say("entry"), on_change=lambda e: self._choose(e.value)
+        ).props("outlined")
+        with box("figures"):
+            with box():
+                self._was = ui.label().classes("value")
+                ui.label(say("now_is")).classes("note")
+            with box():
+                self._becomes = ui.label().classes("value")
+                ui.label(say("new_threshold")).classes("note")
+        self._slider = ui.slider(
+            min=LEAST, max=MOST, step=STEP, on_change=lambda e: self._move(e.value)
+        )
+        self._slider.props["aria-label"] = say("new_threshold")
+        self._number = ui.number(
+            say("new_threshold"),
+            min=0.01,
+            step=0.1,
+            format="%.2f",
+            on_change=lambda e: self._move(e.value),
+        ).props("outlined dense")
+        self._promise = ui.label().classes("note")
+        self._estimate = ui.label().classes("note")
+
+    def _form(self) -> None:
+        say = self._say
+        title(say("apply"), "how_to_reg")
+        with box("bar"):
+            self._who = ui.input(say("who"), value=self._address.get("who")).props("outlined dense")
+            self._why = ui.input(say("why")).props("outlined dense")
+            button(say("apply"), "check").classes("main").on_click(self._apply)
+        self._outcome = ui.label().classes("note").props("role=status")
+        ui.label(say("exits_end")).classes("note")
+
+    # -- what is asked ---------------------------------------------------------------------------
+
+    def _choose(self, key: str) -> None:
+        self._key = key
+        self._judged = self._history(key)
+        threshold = self._asked or self._entry().threshold
+        self._asked = None
+        self._was.set_text(self._say.number(self._entry().threshold, 2))
+        self._move(threshold)
+
+    def _move(self, value: float | None) -> None:
+        if value is None or value <= 0:
+            return
+        self._at = round(float(value), 3)
+        if self._slider.value != self._at:
+            self._slider.set_value(self._at)
+        if self._number.value != self._at:
+            self._number.set_value(self._at)
+        self._becomes.set_text(self._say.number(self._at, 2))
+        self._tell_promise()
+        self._answer.refresh()
+        ui.navigate.history.replace(self._address.here(entry=self._key, at=f"{self._at:g}"))
+
+    def _tell_promise(self) -> None:
+        entry, say = self._entry(), self._say
+        promised = promise_at(entry, self._at)
+        values = {
+            "share": say.number(100 * promised.max_false_reject),
+            "confidence": say.number(100 * promised.confidence, 0),
+        }
+        self._promise.set_text(say("promise", **values))
+        share = say.number(100 * expected_above(entry, self._at), 2)
+        told = say("estimate", share=share, good=entry.evidence.good)
+        if promised.max_false_reject > entry.evidence.max_false_reject:
+            lost = say.number(100 * entry.evidence.max_false_reject)
+            told += f" {say('below_promise', share=lost)}"
+        self._estimate.set_text(told)
+
+    def _entry(self) -> Entry:
+        backend, category = self._split()
+        return self._desk.thresholds.now().entries[backend][category]
+
+    def _split(self) -> tuple[str, str]:
+        backend, _, category = self._key.partition(" · ")
+        return backend, category
+
+    def _history(self, key: str) -> list[Judged]:
+        """Recorded verdicts that this entry judged: a category is what the bundle calls it."""
+        backend, _, category = key.partition(" · ")
+        bundle = self._desk.thresholds.bundle()
+        named = self._desk.history.categories()
+        return self._desk.history.of(
+            backend, [one for one in named if bundle.category_name(one) == category]
+        )
+
+    # -- what is answered ------------------------------------------------------------------------
+
+    def _draw(self) -> None:
+        say = self._say
+        title(say("flipped"), "compare_arrows")
+        found = what_if(self._judged, getattr(self, "_at", self._entry().threshold))
+        if found is None:
+            ui.label(say("no_history")).classes("note")
+            return
+        begin, end = say.when(found.begin_ns), say.when(found.end_ns)
+        ui.label(say("history", count=found.count, begin=begin, end=end)).classes("note")
+        self._figures(found)
+        surprises = np.array([one.surprise for one in self._judged])
+        options = flip_options(surprises, self._entry().threshold, self._at, say)
+        ui.echart(options).classes("chart").props(f'role=img aria-label="{say("surprise")}"')
+        if not found.to_fail and not found.to_pass:
+            ui.label(say("none_flip")).classes("note")
+            return
+        self._flips("to_fail", "cancel", "fail", found.to_fail)
+        self._flips("to_pass", "check_circle", "pass", found.to_pass)
+
+    def _figures(self, found: WhatIf) -> None:
+        figures = (
+            ("fails_now", found.fails_then, ""),
+            ("fails_then", found.fails, ""),
+            ("to_fail", len(found.to_fail), "fail"),
+            ("to_pass", len(found.to_pass), "pass"),
+        )
+        with box("figures"):
+            for key, number, tone in figures:
+                with box().mark(key):
+                    ui.label(str(number)).classes(f"value {tone} {key}")
+                    ui.label(self._say(key)).classes("note")
+
+    def _flips(self, key: str, symbol: str, tone: str, flips: Sequence[Judged]) -> None:
+        if not flips:
+            return
+        say = self._say
+        with box("list", "table"):
+            for name in (key, "surprise", "decided"):
+                with box("", "th").props("scope=col"):
+                    ui.label(say(name))
+            for one in flips[:SHOWN]:
+                with box("", "tr"):
+                    with box(tone, "td"):
+                        icon(symbol)
+                        name = one.part_id or one.frame_id
+                        if self._desk.parts.place(stem_of(one.frame_id)) is None:
+                            ui.label(name).style("display: inline")
+                        else:
+                            ui.link(name, self._address.to(f"/reject/{stem_of(one.frame_id)}"))
+                    with box("", "td"):
+                        ui.label(say.number(one.surprise, 2))
+                    with box("", "td"):
+                        ui.label(say.when(one.decided_ns))
+        if len(flips) > SHOWN:
+            ui.label(say("more_flip", count=len(flips) - SHOWN)).classes("note")
+
+    # -- what is done ----------------------------------------------------------------------------
+
+    def _apply(self) -> None:
+        say, who, why = self._say, self._who.value.strip(), self._why.value.strip()
+        if not who or not why:
+            self._outcome.set_text(say("why_needed" if who else "who_needed"))
+            return
+        try:
+            change = self._desk.thresholds.apply(*self._split(), self._at, who, why)
+        except BadConfig as error:
+            self._outcome.set_text(say("not_applied", why=error))
+            return
+        self._outcome.set_text(say("applied", id=change.calibration_id))
+        self._why.set_value("")
+        self._audit.refresh()
+        self._choose(self._key)
+
+    def _draw_audit(self) -> None:
+        say = self._say
+        title(say("audit"), "history_edu")
+        found = changes(self._desk.settings.run_dir)[:AUDITED]
+        if not found:
+            ui.label(say("no_audit")).classes("note")
+        for change in found:
+            values = {
+                "when": say.when(change.at_ns),
+                "who": change.who,
+                "old": say.number(change.old, 2),
+                "new": say.number(change.new, 2),
+                "entry": f"{change.backend} · {change.category}",
+                "why": change.why,
+            }
+            ui.label(say("audit_row", **values)).classes("which")
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 < value < 1e6 else None
