@@ -38,6 +38,11 @@ chaos: $(STAMP)
 mutants: $(STAMP)
 	$(BIN)/python -m tests.faults.mutants
 
+# A line flat out over 200,000 frames: does anything grow? SOAK="--frames 20000 --minutes 10" for less.
+.PHONY: soak
+soak: $(STAMP)
+	$(BIN)/python -m tests.soak $(SOAK)
+
 # On a machine without network: make gpu-check WHEELS=folder; its GPU libraries may be missing.
 gpu-check: $(if $(WHEELS),from-wheels,$(STAMP))
 	$(BIN)/assayline gpu-check $(if $(WHEELS),--wheels '$(WHEELS)')

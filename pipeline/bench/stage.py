@@ -130,7 +130,7 @@ def _watched_cpu(
     folder: Path, seen: Seen, stop: threading.Event, idle_s: float | None
 ) -> Iterator[None]:
     """Look at the processes of the line in this folder every now and then."""
-    roles = _Roles(folder)
+    roles = Roles(folder)
 
     def watch(closing: threading.Event) -> None:
         while not closing.wait(LOOK_S):
@@ -149,25 +149,33 @@ def _quiet_s(seen: Seen) -> float:
     return 0.0 if first is None else time.monotonic() - first
 
 
-class _Roles:
+class Roles:
     """The processes of one line among our children, by what they do."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
         self._known: dict[psutil.Process, str] = {}  # "" = not of this line
 
-    def cpu_s(self) -> dict[str, float]:
-        """Processor seconds of each role that runs."""
-        spent: dict[str, float] = {}
+    def running(self) -> Iterator[tuple[str, psutil.Process]]:
+        """Each process of the line with its role; one may end while it is looked at."""
         for process in psutil.Process().children():
             try:
                 role = self._known.setdefault(process, "") or self._role(process)
-                self._known[process] = role
-                if role:
-                    times = process.cpu_times()
-                    spent[role] = spent.get(role, 0.0) + times.user + times.system
             except psutil.Error:  # it has just ended
                 continue
+            self._known[process] = role
+            if role:
+                yield role, process
+
+    def cpu_s(self) -> dict[str, float]:
+        """Processor seconds of each role that runs."""
+        spent: dict[str, float] = {}
+        for role, process in self.running():
+            try:
+                times = process.cpu_times()
+            except psutil.Error:
+                continue
+            spent[role] = spent.get(role, 0.0) + times.user + times.system
         return spent
 
     def _role(self, process: psutil.Process) -> str:
