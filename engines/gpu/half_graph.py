@@ -102,7 +102,7 @@ class Nodes:
 
 def standard_opset(model: ModelProto) -> int:
     """The version of ONNX's own operators that a model uses."""
-    return next(e.version for e in model.opset_import if e.domain in STANDARD)
+    return int(next(e.version for e in model.opset_import if e.domain in STANDARD))
 
 
 def _types_of(model: ModelProto) -> dict[str, int]:

@@ -64,6 +64,8 @@ def test_engines_are_built_and_the_gate_says_why_it_did_not_run(
     place = tmp_path / ".demo-engines" / open_bundle(folder).bundle_id / "tensorrt-fp16"
     names = {f"{graph}.{kind}" for graph in GRAPHS for kind in ("engine", "json")}
     assert {path.name for path in place.iterdir()} == names
+    keys = [json.loads((place / f"{graph}.json").read_text()) for graph in GRAPHS]
+    assert [key["precision"] for key in keys] == ["f32", "fp16", "fp16"]
 
 
 @pytest.mark.parametrize(

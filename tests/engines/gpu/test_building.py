@@ -23,6 +23,7 @@ from engines.gpu.engine_file import EngineKey, engine_path, key_path
 from engines.gpu.gate import build_and_gate
 from engines.gpu.half import NEWEST_OPSET
 from engines.gpu.opening import open_executables
+from engines.gpu.precision import precisions_of, summary_of
 from engines.gpu.target import Target, find_target
 from engines.graphs import OPSET
 from tests.engines.gpu.real_bundles import NAMES, write_bundle
@@ -240,15 +241,13 @@ def test_a_graph_that_is_not_its_manifests_is_refused(
         build_graph(demo, "finish", data, target, tmp_path)
 
 
-def test_a_bundle_holds_a_graph_at_f32(demo: Bundle, tmp_path: Path) -> None:
+def test_a_bundle_holds_a_graph_at_f32(demo: Bundle) -> None:
     """The demo's start has a severity bank; only who names the graph gets it in half."""
-    folder = tmp_path / "engines"
-    build_engines(demo, "fp16", folder, target=find_target(COMPUTE[:1], (1,)))
-    kinds = [
-        EngineKey.model_validate_json(key_path(folder / "tensorrt-fp16", g).read_bytes()).precision
-        for g in GRAPHS
-    ]
-    assert kinds == ["f32", "fp16", "fp16"]
+    assert list(precisions_of(demo, "fp16").values()) == ["f32", "fp16", "fp16"]
+    named = {"start": "fp16", "step": "bf16", "finish": "f32"}
+    assert precisions_of(demo, named) == named
+    assert (summary_of("auto"), summary_of(dict.fromkeys(GRAPHS, "bf16"))) == ("fp16", "bf16")
+    assert summary_of(named) == "start=fp16,step=bf16,finish=f32"
 
 
 @without_gpu
