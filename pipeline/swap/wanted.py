@@ -41,6 +41,9 @@ class Choice(BaseModel):
             calibration_id=calibration.calibration_id,
         )
 
+    def __str__(self) -> str:
+        return f"bundle {self.bundle_id} with calibration {self.calibration_id}"
+
 
 class Wanted(BaseModel):
     """What a line is to run from now on; ``number`` ascends with every change of mind."""
