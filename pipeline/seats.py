@@ -1,8 +1,8 @@
 """A seat: the place of one inspection loop at the reader, with its bundle and what it judges by.
 
 A worker has one, and while bundles change two. A part is made for a seat when it is read, is
-inspected there and judged by the thresholds that the seat had at that moment: whatever happens meanwhile, no part sees two
-bundles.
+inspected there and judged by the thresholds that the seat had at that moment: whatever happens
+meanwhile, no part sees two bundles.
 """
 
 from __future__ import annotations

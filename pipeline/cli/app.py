@@ -37,7 +37,15 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
     ),
     (
         "On the line",
-        (lines.run, lines.swap, lines.ingest, lines.inspect, lines.sink, lines.dashboard),
+        (
+            lines.run,
+            lines.swap,
+            lines.ingest,
+            lines.inspect,
+            lines.sink,
+            lines.dashboard,
+            lines.labels,
+        ),
     ),
     ("Frames without a camera", (lines.simulate, lines.record, lines.replay)),
     ("The machine", (machine.doctor, machine.bench, machine.verify, machine.gpu_check)),

@@ -88,7 +88,7 @@ def sink(line: Line) -> None:
 
 
 def dashboard(line: Line) -> None:
-    """Serve the page Line.
+    """Serve the pages of a line: Line, Reject, Review, Threshold, Replay, Health.
 
     Example: assayline dashboard configs/line.example.yaml
     """
@@ -136,6 +136,28 @@ def swap(
         out.print("  no worker runs now; it holds from the next start")
     if json_file:
         write_json(json_file, done.as_json())
+
+
+def labels(
+    line: Line,
+    out_path: Annotated[Path, typer.Option("--out", help="Where the images go.")],
+    json_file: JsonFile = None,
+) -> None:
+    """Parts that people reviewed, in the MVTec layout: false rejects as good images.
+
+    Example: assayline labels configs/line.example.yaml --out runs/labelled
+    """
+    from dataclasses import asdict
+
+    from pipeline.config import load_line
+    from pipeline.review_export import export_labels
+
+    done = export_labels(load_line(line), out_path)
+    out.print(f"{done.good} false rejects as good images, {done.rejects} rejects to evaluate on")
+    if done.unsure or done.gone:
+        out.print(f"left out: {done.unsure} nobody is sure of, {done.gone} no longer kept")
+    if json_file:
+        write_json(json_file, asdict(done))
 
 
 def simulate(
