@@ -50,10 +50,11 @@ def merge_recordings(parts: Sequence[Path], path: Path) -> Counter[str]:
 
 def _messages(file: BinaryIO) -> Iterator[_Found]:
     """Messages of one recording, sorted by time where it is whole."""
-    return _sorted(file) if _is_whole(file) else _salvaged(file)
+    return _sorted(file) if is_whole(file) else _salvaged(file)
 
 
-def _is_whole(file: BinaryIO) -> bool:
+def is_whole(file: BinaryIO) -> bool:
+    """Whether a recording was closed in order and can be sought in."""
     file.seek(-len(MCAP0_MAGIC), os.SEEK_END)
     is_closed = file.read() == MCAP0_MAGIC
     file.seek(0)

@@ -9,7 +9,9 @@ from engines.contracts import InspectionError
 from pipeline.dashboard.feed import Feed
 from pipeline.dashboard.history import History
 from pipeline.dashboard.parts import Parts
+from pipeline.dashboard.tape import Tapes
 from pipeline.dashboard.tuning import Thresholds
+from pipeline.dashboard.vitals import Vitals
 from pipeline.review import ReviewLabels
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ class Desk:
         self.parts = Parts(folder, self.feed.reject_of)
         self.labels = ReviewLabels(settings.run_dir)
         self.thresholds = Thresholds(settings)
+        self.tapes = Tapes(settings.run_dir)
+        self.vitals = Vitals(settings)
         self.history = History(_log_of(settings))
         self.crops = {camera.name: camera.crop for camera in settings.cameras}
 
@@ -45,7 +49,11 @@ class Desk:
         """Read the line until ``stop``."""
         beside = [
             threading.Thread(target=look, args=(stop,), name=name, daemon=True)
-            for name, look in (("parts", self.parts.run), ("history", self.history.run))
+            for name, look in (
+                ("parts", self.parts.run),
+                ("history", self.history.run),
+                ("vitals", self.vitals.run),
+            )
         ]
         for one in beside:
             one.start()

@@ -21,6 +21,7 @@ from pipeline.stream import Stream, open_stream
 from pipeline.telemetry import facts
 
 if TYPE_CHECKING:
+    from engines.contracts import Verdict
     from pipeline.config import LineSettings
     from pipeline.dashboard.view import LineView, Reject
 
@@ -44,6 +45,7 @@ class Feed:
         self._after = dict.fromkeys(self._cameras, "0")
         self._has_reject = threading.Event()
         self._view = self._window.view(0)
+        self.last: Verdict | None = None  # the newest that was decided by looking
 
     @property
     def view(self) -> LineView:
@@ -104,6 +106,7 @@ class Feed:
             while not ended.is_set():
                 for found in stream.follow_verdicts(camera, self._after[camera], block_ms=BLOCK_MS):
                     self._after[camera] = found.entry_id
+                    self.last = found.verdict if found.verdict.backend else self.last
                     with self._lock:
                         pictures = (found.mask_png, found.picture_png, found.map_png)
                         is_shown = self._window.see(found.verdict, *pictures)

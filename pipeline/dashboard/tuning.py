@@ -11,7 +11,7 @@ from engines.bundle import Bundle, open_bundle
 from engines.calibration import Calibration
 from engines.contracts import BadBundle
 from pipeline.applied import AppliedThresholds, Change, apply_threshold
-from pipeline.swap import bundle_in_force
+from pipeline.swap.wanted import wanted_of
 
 if TYPE_CHECKING:
     from pipeline.config import LineSettings
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Opened:
-    path: Path
+    place: tuple[Path, int]  # and the number of the order that swapped it in
     bundle: Bundle
     own: Calibration
     applied: AppliedThresholds
@@ -63,12 +63,14 @@ class Thresholds:
             )
 
     def _open(self) -> _Opened:
-        path = bundle_in_force(self._settings)
-        if self._opened is None or self._opened.path != path:
+        wanted = wanted_of(self._settings)
+        path = wanted.chosen.bundle if wanted else self._settings.bundle
+        place = (path, wanted.number if wanted else 0)
+        if self._opened is None or self._opened.place != place:
             bundle = open_bundle(path)
             own = bundle.calibration()
             if own is None:
                 raise BadBundle(f"bundle {path} is not calibrated")
             applied = AppliedThresholds(self._settings.run_dir, bundle, own)
-            self._opened = _Opened(path, bundle, own, applied)
+            self._opened = _Opened(place, bundle, own, applied)
         return self._opened

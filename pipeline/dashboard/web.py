@@ -13,9 +13,11 @@ from starlette.requests import Request
 
 from engines.contracts import BadConfig, BadFrame
 from pipeline.dashboard.address import Address
+from pipeline.dashboard.health_page import health_page
 from pipeline.dashboard.page import line_page
 from pipeline.dashboard.picture import heated, outlined
 from pipeline.dashboard.reject_page import reject_page
+from pipeline.dashboard.replay_page import replay_page
 from pipeline.dashboard.review_page import review_page
 from pipeline.dashboard.threshold_page import threshold_page
 
@@ -69,6 +71,14 @@ def _serve_pages(desk: Desk) -> None:
     def review(request: Request) -> None:
         review_page(desk, Address.of(request))
 
+    @ui.page("/health")
+    def health(request: Request) -> None:
+        health_page(desk, Address.of(request))
+
+    @ui.page("/replay")
+    def replay(request: Request) -> None:
+        replay_page(desk, Address.of(request))
+
     @ui.page("/threshold")
     def threshold(request: Request) -> None:
         threshold_page(desk, Address.of(request))
@@ -100,6 +110,16 @@ def _serve_pictures(app: FastAPI, desk: Desk) -> None:
     @app.get("/parts/{camera}/{name}/{view}.png")
     def part_picture(camera: str, name: str, view: str) -> Response:
         return _picture(lambda: drawn(f"{camera}/{name}", view))
+
+    @app.get("/tapes/{key}/{index}.png")
+    def tape_picture(key: str, index: int) -> Response:
+        return _picture(lambda: _found(desk.tapes.picture(key, index)))
+
+
+def _found(content: bytes) -> bytes:
+    if not content:
+        raise KeyError(content)
+    return content
 
 
 def _drawn(desk: Desk, part: Part, view: str) -> bytes:
