@@ -213,7 +213,7 @@ def test_names_that_do_not_exist_are_listed(bundle: Bundle) -> None:
     """A wrong backend or precision is told what there is."""
     with pytest.raises(BadConfig, match="choose one of openvino, torch"):
         open_backend(bundle, "tensorflow")
-    with pytest.raises(BadConfig, match="choose auto, f32 or bf16"):
+    with pytest.raises(BadConfig, match="choose auto, f32, bf16 or int8"):
         open_backend(bundle, "openvino", "fp16")
     with pytest.raises(BadConfig, match="f32 reference"):
         open_backend(bundle, "torch", "bf16")
