@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BYTES_PER_FRAME = 5.0
 WARM = 0.25  # of the frames, which fill caches, buffers and the archive
+FILLING = 30_000  # frames until all is full that is bounded: a sink remembers 20,000 of them
 POINTS = 800  # all pairs of these are weighed
 END = 0.2  # of what follows: where descriptors are compared
 CONFIDENCE = 0.95
@@ -47,9 +48,10 @@ def growth(frames: Sequence[float], values: Sequence[float]) -> Growth:
 
 
 def after_warm_up(looks: Sequence[Look]) -> list[Look]:
-    """The looks that count."""
+    """The looks that count; of a run too short to fill everything, its second half."""
     total = looks[-1].frames if looks else 0
-    return [look for look in looks if look.frames >= WARM * total]
+    warm = max(WARM * total, min(FILLING, total / 2))
+    return [look for look in looks if look.frames >= warm]
 
 
 def summary(soaked: Soaked) -> dict[str, Any]:
