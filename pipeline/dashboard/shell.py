@@ -93,7 +93,7 @@ def page(address: Address, line: str, key: str, classes: str) -> Iterator[ui.ele
                 words(say("language"), tag="span").props(f"lang={other}")
         if key != "line":
             words(say(key), "unseen", tag="h1")
-        with box("content", "main").props("id=content"):
+        with box("content").props("id=content"):
             yield row
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SHOWN = 12  # flips of each kind
 AUDITED = 20
-LEAST, MOST, STEP = 0.2, 8.0, 0.02  # of the slider, in surprise
+LEAST, MOST, STEP = 0.02, 8.0, 0.02  # of the slider, in surprise
 
 
 def threshold_page(desk: Desk, address: Address) -> None:
