@@ -60,6 +60,7 @@ class Desk:
         self.feed.run(stop)
         for one in beside:
             one.join(timeout=5)
+        self.tapes.close()
 
 
 def _log_of(settings: LineSettings) -> Path | None:

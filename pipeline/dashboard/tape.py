@@ -83,7 +83,9 @@ class Tape:
         at_ns, topic = verdict.captured_ns, f"/{verdict.camera}/{kind}"
         try:
             with self._lock:
-                found = list(self._reader.iter_messages([topic], at_ns, at_ns + 1))
+                found = list(
+                    self._reader.iter_messages([topic], starting_at=at_ns, ending_at=at_ns)
+                )
             told = [json.loads(message.data) for _, _, message in found]
             # Two exposures may have one stamp; a mask does not say whose it is.
             ours = [one for one in told if _is_of(one, verdict)] or told[:1]
@@ -148,13 +150,19 @@ class Tapes:
         return tape.picture(index) if tape else b""
 
     def compared(self, tape: Tape, name: str) -> tuple[dict[str, Difference], dict[str, Verdict]]:
-        """Parts of the tape that differ, and the other verdicts, by frame id; BadData for no log."""
+        """Parts of the tape that differ, and the other verdicts, by frame id."""
         if name not in self.logs():
             raise BadData("there is no such log")
         others = list(read_verdicts(self.folder / name))
         differences = compare_verdicts(tape.verdicts, others)
         ours = {one.frame_id: one for one in differences if one.kind != "extra"}
         return ours, _by_origin(others)
+
+    def close(self) -> None:
+        """Let go of every recording."""
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1].close()
 
     def _found(self, pattern: str) -> list[str]:
         below = [folder for folder in self.folder.glob("*/") if folder.name not in CROWDED]
