@@ -30,13 +30,17 @@ class Abandoned(InspectionError):
     """This bundle is wanted no more; the line goes on as it was."""
 
 
+def first_bundle(settings: LineSettings, wanted: Wanted | None) -> Bundle:
+    """What a worker begins with: the bundle that was swapped in, or the line's own."""
+    return open_choice(wanted.chosen) if wanted else open_bundle(settings.bundle)
+
+
 @contextmanager
 def opened_first(
     settings: LineSettings, wanted: Wanted | None, clock: Callable[[], int]
 ) -> Iterator[Loaded]:
-    """What a worker begins with: the bundle that was swapped in, or the line's own."""
-    bundle = open_choice(wanted.chosen) if wanted else open_bundle(settings.bundle)
-    with loaded(settings, bundle, clock) as first:
+    """The first bundle, ready to inspect."""
+    with loaded(settings, first_bundle(settings, wanted), clock) as first:
         yield first
 
 
