@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pipeline.dashboard.view import RatePoint
 
 BINS = 60
-INK, GRID = "#8a99a9", "rgba(138,153,169,.22)"
+INK, GRID = "ink", "rgba(138,153,169,.22)"  # ink: see ``inked``
+INKS = {True: "#a3b1bf", False: "#4c5866"}  # by whether the page is dark
 COLOURS = {"PASS": "#3fb984", "FAIL": "#f0595f", "UNDECIDED": "#e5a63b"}
 PATTERNS = {  # a second signal beside colour: symbol and pattern of each band
     "PASS": None,
@@ -27,9 +28,22 @@ PATTERNS = {  # a second signal beside colour: symbol and pattern of each band
 }
 
 
+def inked(options: Any, is_dark: bool) -> Any:  # noqa: ANN401 - a tree of JSON
+    """The same options with words in a colour that reads on the page."""
+    match options:
+        case dict():
+            return {key: inked(value, is_dark) for key, value in options.items()}
+        case list():
+            return [inked(value, is_dark) for value in options]
+        case str() if options == INK:
+            return INKS[is_dark]
+        case _:
+            return options
+
+
 def _axis(**more: object) -> dict[str, Any]:
     axis = {
-        "axisLabel": {"color": INK, "fontSize": 15},
+        "axisLabel": {"color": INK, "fontSize": 15, "hideOverlap": True},
         "axisLine": {"lineStyle": {"color": GRID}},
         "axisTick": {"show": False},
         "splitLine": {"lineStyle": {"color": GRID}},
@@ -97,7 +111,7 @@ def score_options(found: GoodParts, say: Speech) -> dict[str, Any]:
     if found.limit is not None:
         marks.append(_mark(found.limit, say("threshold"), COLOURS["FAIL"], "dashed"))
     if found.score is not None:
-        at = found.edges[-1] if found.is_beyond else found.score
+        at = found.edges[-2] if found.is_beyond else found.score
         marks.append(_mark(at, say("this_part"), "#5a9cf0", "solid"))
     return {
         "animation": False,
@@ -157,7 +171,7 @@ def flip_options(
             type="value",
             min=0,
             max=round(top, 2),
-            name=say("surprise"),
+            name=say("surprise_axis", top=say.number(top)),
             nameLocation="middle",
             nameGap=28,
             splitLine={"show": False},

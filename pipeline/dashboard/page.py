@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nicegui import ui
 
 from pipeline.dashboard import words
-from pipeline.dashboard.charts import depth_options, rate_options
+from pipeline.dashboard.charts import depth_options, inked, rate_options
 from pipeline.dashboard.shell import TONES, box, icon, page, say_in, title
 from pipeline.dashboard.window import REJECTS_SHOWN
 from pipeline.dashboard.words import Says
@@ -108,8 +108,9 @@ class Latency:
 class Charts:
     """Denoise steps per part, and parts per minute over time."""
 
-    def __init__(self, say: Speech) -> None:
-        self._say = say
+    def __init__(self, address: Address) -> None:
+        say = self._say = address.say
+        self._is_dark = address.is_dark
         self._depth = self._chart(say("depth"), "layers", depth_options((), say))
         self._rates = self._chart(say("rates"), "timeline", rate_options(()))
 
@@ -125,7 +126,7 @@ class Charts:
             (self._depth, depth_options(view.depth, self._say)),
             (self._rates, rate_options(view.rates)),
         ):
-            chart.options.update(options)
+            chart.options.update(inked(options, self._is_dark))
             chart.update()
 
 
@@ -242,7 +243,7 @@ def line_page(view_now: Callable[[], LineView], address: Address) -> None:
                 for name, symbol, tone in TILES
             }
         with box("charts"):
-            latency, charts = Latency(say), Charts(say)
+            latency, charts = Latency(say), Charts(address)
         with box("lower"):
             with box("tile"):
                 title(say("cameras"), "videocam")

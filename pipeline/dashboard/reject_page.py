@@ -9,7 +9,7 @@ from nicegui import ui
 
 from engines.contracts import Decision, Verdict
 from pipeline.dashboard import words
-from pipeline.dashboard.charts import score_options
+from pipeline.dashboard.charts import inked, score_options
 from pipeline.dashboard.good import entry_of, good_parts
 from pipeline.dashboard.shell import box, button, icon, page, title
 from pipeline.outputs.archive import stem_of_frame
@@ -41,7 +41,7 @@ def reject_page(desk: Desk, address: Address, stem: str) -> None:
                 picture_of(part, address)
             with box("stack"):
                 _judged(desk, part, address.say)
-                _score(desk, part, address.say)
+                _score(desk, part, address.say, is_dark=address.is_dark)
             _facts(part, address.say)
 
 
@@ -137,14 +137,14 @@ def _judged(desk: Desk, part: Part, say: Speech) -> None:
             ui.label(say("taken_back", **told)).classes("which")
 
 
-def _score(desk: Desk, part: Part, say: Speech) -> None:
+def _score(desk: Desk, part: Part, say: Speech, *, is_dark: bool) -> None:
     found = good_parts(part.verdict, entry_of(desk.calibration(), part.verdict))
     with box("tile"):
         title(say("score"), "bar_chart")
         if found is None:
             ui.label(say("no_good")).classes("note")
             return
-        ui.echart(score_options(found, say)).classes("chart").props(
+        ui.echart(inked(score_options(found, say), is_dark)).classes("chart").props(
             f'role=img aria-label="{say("score")}"'
         )
         key = "score_beyond" if found.is_beyond else "score_note"

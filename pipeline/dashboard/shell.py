@@ -98,22 +98,9 @@ def page(address: Address, line: str, key: str, classes: str) -> Iterator[ui.ele
 
 
 def _brightness(address: Address) -> None:
-    dark = ui.dark_mode(value=address.is_dark)
-
-    def change() -> None:
-        dark.toggle()
-        theme = "" if dark.value else "light"
-        ui.run_javascript(
-            "const a = new URL(location); a.searchParams.delete('theme');"
-            + (f"a.searchParams.set('theme', '{theme}');" if theme else "")
-            + "history.replaceState(history.state, '', a);"
-            # Links keep what was chosen, too.
-            "document.querySelectorAll('header a').forEach(l => { const u = new URL(l.href);"
-            "u.searchParams.delete('theme');"
-            + (f"u.searchParams.set('theme', '{theme}');" if theme else "")
-            + "l.href = u; });"
-        )
-
-    ui.button(icon="contrast", on_click=change).props(
-        f'flat round aria-label="{address.say("contrast")}"'
-    )
+    """Charts are drawn in colours of the page, so another brightness is another page."""
+    ui.dark_mode(value=address.is_dark)
+    to = "theme', 'light" if address.is_dark else "theme', 'dark"
+    turn = f"const a = new URL(location); a.searchParams.set('{to}'); location = a;"
+    pressed = ui.button(icon="contrast", color=None, on_click=lambda: ui.run_javascript(turn))
+    pressed.props("flat round").props["aria-label"] = address.say("contrast")

@@ -150,6 +150,8 @@ CATALOGUE: Final[dict[str, tuple[str, str]]] = {
     "history": ("{count} verdicts from {begin} to {end}", "{count} Urteile von {begin} bis {end}"),
     "no_history": ("No verdicts of this kind are recorded here (sinks.jsonl).",
                    "Hier sind keine solchen Urteile aufgezeichnet (sinks.jsonl)."),
+    "surprise_axis": ("surprise; what lies above {top} stands at the end",
+                      "Überraschung; was über {top} liegt, steht am Ende"),
     "to_fail": ("PASS becomes FAIL", "PASS wird FAIL"),
     "to_pass": ("FAIL becomes PASS", "FAIL wird PASS"),
     "fails_now": ("FAIL as judged", "FAIL wie geurteilt"),

@@ -10,7 +10,7 @@ from nicegui import ui
 from engines.contracts import BadConfig, InspectionError
 from engines.retuning import expected_above, promise_at
 from pipeline.applied import changes
-from pipeline.dashboard.charts import flip_options
+from pipeline.dashboard.charts import flip_options, inked
 from pipeline.dashboard.history import Judged, WhatIf, what_if
 from pipeline.dashboard.reject_page import stem_of
 from pipeline.dashboard.shell import box, button, icon, page, title
@@ -178,7 +178,9 @@ class _Threshold:
         self._figures(found)
         surprises = np.array([one.surprise for one in self._judged])
         options = flip_options(surprises, self._entry().threshold, self._at, say)
-        ui.echart(options).classes("chart").props(f'role=img aria-label="{say("surprise")}"')
+        ui.echart(inked(options, self._address.is_dark)).classes("chart").props(
+            f'role=img aria-label="{say("surprise")}"'
+        )
         if not found.to_fail and not found.to_pass:
             ui.label(say("none_flip")).classes("note")
             return
