@@ -144,7 +144,7 @@ class _Threshold:
         told = say("estimate", share=share, good=entry.evidence.good)
         if promised.max_false_reject > entry.evidence.max_false_reject:
             lost = say.number(100 * entry.evidence.max_false_reject)
-            told += f" {say('below_promise', share=lost)}"
+            told += f" · {say('below_promise', share=lost)}"
         self._estimate.set_text(told)
 
     def _entry(self) -> Entry:
