@@ -2,8 +2,8 @@
 
 It stands before everything that the page serves, web sockets too. The cookie holds a hash that
 serves here alone, is out of reach of scripts, and is not sent along from other sites. Without a
-token only this machine is served, and only by its own names, so that no site of elsewhere can read
-the page through a browser that runs here.
+token only this machine is served, and only by its own names and to its own pages, so that no site
+of elsewhere can read the page, or press its buttons, through a browser that runs here.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class Doorkeeper:
 
     def _may_enter(self, scope: Scope) -> bool:
         if not self._token:
-            return is_loopback(_host(_header(scope, b"host")))
+            asked_by = _header(scope, b"origin").partition("://")[2]  # a page; "" for none
+            named = [_host(_header(scope, b"host")), *([_host(asked_by)] if asked_by else [])]
+            return all(is_loopback(name) for name in named)
         if admits(self._token, bearer(_header(scope, b"authorization"))):
             return True
         return admits(self._pass, _cookie(_header(scope, b"cookie")))

@@ -96,6 +96,25 @@ def test_other_names_do_not_lead_here(host: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("origin", "may"),
+    [("http://127.0.0.1:8080", True), ("http://localhost", True), ("https://evil.example", False)],
+)
+def test_no_page_of_elsewhere_talks_to_this_machine(origin: str, may: bool) -> None:
+    """Browsers let any site open a socket to this machine; without a token its origin decides."""
+    here = browser("")
+    address = "ws://127.0.0.1:8080/ws"
+    if may:
+        with here.websocket_connect(address, headers={"Origin": origin}) as socket:
+            assert socket.receive_text() == SECRET
+        return
+    with (
+        pytest.raises(WebSocketDisconnect),
+        here.websocket_connect(address, headers={"Origin": origin}),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
     "cookie", ["=", ";;", f"{COOKIE}", f'{COOKIE}="', "\xff=\xfe", "a=b; " * 500]
 )
 def test_any_cookie_is_read(cookie: str) -> None:
