@@ -94,6 +94,5 @@ def beating(role: str, url: str, namespace: str, stop: threading.Event) -> Itera
             if watched.was_asked():
                 pulse.beat(role, name)
 
-    with contextlib.closing(Pulse(url, namespace)) as pulse:
-        with Lane(f"pulse {role}", beat):
-            yield watched  # what ends in order is no longer listened for, however long that takes
+    with contextlib.closing(Pulse(url, namespace)) as pulse, Lane(f"pulse {role}", beat):
+        yield watched  # what ends in order is no longer listened for, however long that takes
