@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engines import parity, workshop
-from engines.backend import open_backend
-from engines.bundle import WEIGHTS, open_bundle
+from engines import parity, thresholds, workshop
+from engines.backend import BatchedBackend, open_backend
+from engines.bundle import GRAPHS, WEIGHTS, Bundle, open_bundle
 from engines.calibration_fit import Wanted
 from engines.contracts import BadData, Decision, ExitCode, ParityError
 from engines.dataset import good_items, load_model_input
@@ -312,6 +312,11 @@ def test_unseen_images_set_a_threshold(trained: Training, tmp_path: Path) -> Non
     calibration.require("openvino:f32", CATEGORIES, bundle.bundle_id)
 
 
+def _whatever_is_pinned(bundle: Bundle, name: str, precision: str) -> BatchedBackend:
+    """Every graph in the precision asked for, also those that the bundle wants in f32."""
+    return open_backend(bundle, name, dict.fromkeys(GRAPHS, precision))
+
+
 def test_a_precision_that_disagrees_sets_no_threshold(
     trained: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +328,7 @@ def test_a_precision_that_disagrees_sets_no_threshold(
             pytest.skip("this processor has no bf16")
     before = (folder / "calibration.json").read_bytes()
     monkeypatch.setattr(parity, "EPSILON", 1e-9)
+    monkeypatch.setattr(thresholds, "open_backend", _whatever_is_pinned)
     with pytest.raises(ParityError, match="DISAGREES with openvino:f32"):
         calibrate(folder, trained.data, None, precision="bf16")
     assert (folder / "calibration.json").read_bytes() == before

@@ -25,7 +25,7 @@ from tests.tiny_line import (
     write_parts,
 )
 
-COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
+COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
