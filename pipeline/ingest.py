@@ -37,6 +37,7 @@ SETTLE_S = 0.1  # how often the journal learns what has been answered
 LOOK_S = 0.02  # how often a waiting source looks for a credit
 RETRY_MAX_S = 2.0
 OWED_MAX = 50_000  # frames journalled while the server is away; then the source has to wait
+BEHIND_MAX = 1_000  # frames that no sink has acted on; a source that can wait lets it catch up
 CLEAR_MS = 5.0  # a clock known less well than this shortens the gate
 STOP_PATIENCE_S = 10.0
 ACT_PATIENCE_S = 3.0  # for a sink to act on the last verdicts; some outputs never do
@@ -315,10 +316,11 @@ class Intake:
         return budget - len(open_ids)
 
     def _must_wait(self) -> bool:
+        can_wait, owed = self._camera.overrun == "wait", len(self._journal.owed)
         if self._failures:
-            return self._camera.overrun == "wait" or len(self._journal.owed) >= OWED_MAX
+            return can_wait or owed >= OWED_MAX
         try:
-            return self._camera.overrun == "wait" and not self._has_credit()
+            return can_wait and (owed >= BEHIND_MAX or not self._has_credit())
         except StreamLost as error:
             self._lose(error)
             return True

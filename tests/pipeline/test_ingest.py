@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +225,36 @@ def test_a_verdict_that_no_sink_had_acted_on_is_given_again(tmp_path: Path) -> N
     assert ledger.undecided == {Reason.TRANSPORT_RESTART: 2}
     assert sum(journal.totals.values()) == 4
     stream.close()
+
+
+def test_a_source_that_can_wait_lets_a_slow_sink_catch_up(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verdicts that nobody has acted on do not pile up without end."""
+    monkeypatch.setattr(ingest, "BEHIND_MAX", 3)
+    stream, journal, intake = intake_on(redis_url, tmp_path, credits=8)
+    with journal, closing(stream), answering(stream):
+        _act_on_none(stream)
+        for number in range(3):
+            intake.take(frame(number))
+        found = _verdicts_of(stream, 3)
+        stopped, ready = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            intake.wait_for_room(stopped)
+            ready.set()
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        assert not ready.wait(0.5)
+        stream.acknowledge_verdicts("sink", found[:1])
+        assert ready.wait(5)
+        waiting.join()
+
+
+def _act_on_none(stream: Stream) -> None:
+    """There is a sink, and nothing for it to do yet."""
+    assert not stream.read_verdicts(["left"], "sink", "sink", 10, 20)
 
 
 def _verdicts_of(stream: Stream, count: int) -> list[VerdictDelivery]:
