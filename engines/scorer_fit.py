@@ -8,11 +8,16 @@ A bank holds what it was fitted on: its own images show it nothing new, and a sc
 from them would call whatever is new an anomaly. ``halves`` is therefore a bank for each half of the
 good images, fitted on the other half. What is pasted comes from either half: a piece that the bank
 knows, in a place where it does not belong, has only its surroundings to tell of it.
+
+What the first part learns from lies in files and is mapped, not read: a pool of any size needs no
+more memory than a small one, only room on the disk while the training runs.
 """
 
 from __future__ import annotations
 
 import functools
+import os
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,6 +51,7 @@ FOCUS = 1.5  # exponent of the focal weight (Lin et al., arXiv 1708.02002)
 LIKELIHOOD_WEIGHT, OVERLAP_WEIGHT = 10.0, 0.3
 ENCODE_BATCH = 8
 HALVED_MAX = 6e4  # fp16 holds no more
+RESIDUAL = "residual"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,10 +128,11 @@ def fit_context(
     ``halves`` makes the bank of each half's other half; None where the method has no bank.
     """
     scorer = scorer_of(method)
+    place = folder / "pool"
 
     @functools.cache
     def looked() -> _Seen:
-        found = _seen(method, pool, halves(), prepared)
+        found = _seen(method, pool, halves(), place, prepared)
         _standardise(scorer, found)
         return found
 
@@ -139,11 +146,12 @@ def fit_context(
         return scorer_loss(scorer(context, still, still), pool.target[rows])
 
     scorer.train()
-    reached = train(
-        scorer, loss_of, schedule, folder, prepare=looked, resume=resume, progress=progress
-    )
-    scorer.eval()
-    return reached
+    try:
+        return train(
+            scorer, loss_of, schedule, folder, prepare=looked, resume=resume, progress=progress
+        )
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def fit_difference(
@@ -207,21 +215,42 @@ def _seen(
     method: LatentMethod,
     pool: Pool,
     halves: HalvedBank | None,
+    place: Path,
     prepared: Callable[[float], None],
 ) -> _Seen:
-    activations: dict[int, list[Tensor]] = {s: [] for s in method.codec.activation_channels}
-    residuals = []
-    for first in range(0, len(pool.images), ENCODE_BATCH):
+    """What the frozen network and the banks see in the pool, kept in files under ``place``."""
+    place.mkdir(parents=True, exist_ok=True)
+    count = len(pool.images)
+    kept: dict[str, Tensor] = {}
+    for first in range(0, count, ENCODE_BATCH):
         part = slice(first, first + ENCODE_BATCH)
         seen = method.codec.encode_all(pool.images[part])
-        for stride, found in seen.activations.items():
-            activations[stride].append(found.clamp(-HALVED_MAX, HALVED_MAX).half())
+        told = {str(stride): found for stride, found in seen.activations.items()}
         residual = _residual(halves, seen, pool, part)
         if residual is not None:
-            residuals.append(residual.half())
-        prepared(min(1.0, (first + ENCODE_BATCH) / len(pool.images)))
-    joined = {stride: torch.cat(found) for stride, found in activations.items()}
-    return _Seen(joined, torch.cat(residuals) if residuals else None)
+            told[RESIDUAL] = residual
+        for name, found in told.items():
+            if name not in kept:
+                kept[name] = _mapped(place / f"{name}.npy", (count, *found.shape[1:]))
+            kept[name][part] = found.clamp(-HALVED_MAX, HALVED_MAX).half()
+        prepared(min(1.0, (first + ENCODE_BATCH) / count))
+    residuals = kept.pop(RESIDUAL, None)
+    return _Seen({int(stride): rows for stride, rows in kept.items()}, residuals)
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """A new file as a tensor f16 [...], whose room is taken now: a full disk later would kill.
+
+    Raises BadConfig where there is not so much room.
+    """
+    rows = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, rows.nbytes)
+    except OSError as error:
+        size = f"{rows.nbytes / 1e9:.1f} GB at {path}"
+        raise BadConfig(f"no room for {size} ({error.strerror}); lower scorer_pool") from error
+    return torch.from_numpy(rows)
 
 
 def _residual(halves: HalvedBank | None, seen: Seen, pool: Pool, part: slice) -> Tensor | None:

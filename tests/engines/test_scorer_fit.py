@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -179,6 +181,39 @@ def test_the_first_part_learns_from_the_frame_alone(
     assert not scorer_of(method).training
     after = method.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in frozen.items())
+
+
+def test_what_the_first_part_reads_leaves_no_file(
+    method: DecoDiff, pool: Pool, halves: Callable[[], HalvedBank], tmp_path: Path
+) -> None:
+    """While it learns the pool lies on the disk; afterwards only its checkpoint and losses do."""
+    held: list[set[str]] = []
+
+    def look(_: Training) -> None:
+        held.append({file.name for file in (tmp_path / "pool").iterdir()})
+
+    schedule = Schedule(steps=1, batch=4)
+    fit_context(method, pool, schedule, tmp_path, halves=halves, progress=look)
+    assert held == [{"4.npy", "8.npy", "16.npy", "residual.npy"}]
+    assert {file.name for file in tmp_path.iterdir()} == {"checkpoint.safetensors", "losses.csv"}
+
+
+def test_a_disk_without_room_is_said_before_learning(
+    method: DecoDiff,
+    pool: Pool,
+    halves: Callable[[], HalvedBank],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pool that does not fit is one sentence, no process killed by a missing page."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(BadConfig, match=r"No space left on device.*scorer_pool"):
+        fit_context(method, pool, Schedule(steps=1, batch=4), tmp_path, halves=halves)
+    assert not (tmp_path / "pool").exists()
 
 
 def test_the_first_part_standardises_what_it_reads(
