@@ -78,17 +78,18 @@ def loaded(
         threads=chosen.threads,
         cache=settings.run_dir / "engines",
     ) as backend:
-        seat = Seat(bundle, judge_of(settings, bundle, backend.key), chosen.plan)
+        calibration = calibrated(bundle)
+        seat = Seat(bundle, judge_of(settings, bundle, calibration, backend.key), chosen.plan)
         costs = measure_costs(backend, time.perf_counter_ns, chosen.batch_max, rest)
-        scheduler = scheduler_of(chosen, bundle, backend.key, costs)
+        scheduler = scheduler_of(chosen, bundle, calibration, backend.key, costs)
         inspector = Inspector(
             backend,
             scheduler=scheduler,
             clock=clock,
             timer=time.perf_counter_ns,
-            mosaic=Mosaic.of(bundle, calibrated(bundle), backend.key),
+            mosaic=Mosaic.of(bundle, calibration, backend.key),
         )
-        applied = AppliedThresholds(settings.run_dir, bundle, calibrated(bundle))
+        applied = AppliedThresholds(settings.run_dir, bundle, calibration)
         yield Loaded(seat, inspector, Tuning(applied, scheduler, chosen.early_exit))
 
 
@@ -102,18 +103,23 @@ def policy_of(settings: WorkerSettings) -> Policy:
 
 
 def scheduler_of(
-    settings: WorkerSettings, bundle: Bundle, backend_key: str, costs: CostTable
+    settings: WorkerSettings,
+    bundle: Bundle,
+    calibration: Calibration,
+    backend_key: str,
+    costs: CostTable,
 ) -> Scheduler:
     """The policy of a line's settings over what the bundle can do on this backend."""
     if settings.plan >= len(bundle.manifest.plans):
         raise BadConfig(f"worker.plan is {settings.plan}, which {bundle.folder} lacks")
-    exits = calibrated(bundle).exit_rule(backend_key, looks=settings.early_exit)
+    exits = calibration.exit_rule(backend_key, looks=settings.early_exit)
     return Scheduler(policy_of(settings), costs, Depths.of(bundle.manifest), exits)
 
 
-def judge_of(settings: LineSettings, bundle: Bundle, backend_key: str) -> Judge:
-    """What findings are weighed against; an uncalibrated bundle is refused before any frame."""
-    calibration = calibrated(bundle)
+def judge_of(
+    settings: LineSettings, bundle: Bundle, calibration: Calibration, backend_key: str
+) -> Judge:
+    """What findings are weighed against; BadBundle where a camera's category has no threshold."""
     named = categories_needed(bundle, [camera.category for camera in settings.cameras])
     calibration.require(backend_key, named, bundle.bundle_id)
     return Judge(calibration, bundle.bundle_id, backend_key, calibration.calibration_id)

@@ -16,10 +16,9 @@ from pipeline.pulse import Pulse, name_of_process
 from pipeline.reading import ROLE, FrameReader
 from pipeline.shared import FrameRings
 from pipeline.stream import open_stream
-from pipeline.swap.opening import first_bundle
+from pipeline.swap.opening import first_of
 from pipeline.swap.roster import Place
 from pipeline.swap.turnover import Turnover
-from pipeline.swap.wanted import wanted_of
 from pipeline.telemetry import reporting
 from pipeline.writing import VerdictWriter
 
@@ -30,7 +29,7 @@ def run_worker(settings: LineSettings, stop: threading.Event) -> None:
     Raises BadBundle for a bundle that is damaged or not calibrated for this backend, StreamLost
     where there is no server, and EngineFault where the engine fails for every frame.
     """
-    first_bundle(settings, wanted_of(settings))  # damage is said before a server is asked for
+    first = first_of(settings)  # damage is said before a server is asked for
     chosen, consumer = settings.worker, name_of_process()
     url, namespace = settings.redis.address(ROLE), settings.redis.namespace
     with (
@@ -48,6 +47,8 @@ def run_worker(settings: LineSettings, stop: threading.Event) -> None:
         ) as frames,
         VerdictWriter(stream, frames, consumer, chosen.slots) as verdicts,
         Place(settings.run_dir, consumer) as place,
-        Turnover(settings, frames, verdicts, stream.estimated_now_ns, place) as turnover,
+        Turnover(
+            settings, frames, verdicts, stream.estimated_now_ns, place, first=first
+        ) as turnover,
     ):
         turnover.run(stop)

@@ -203,9 +203,10 @@ def _findings(
 def _scheduler(bundle: Bundle, backend_key: str, early_exit: bool) -> Scheduler:
     """The worker's; without thresholds one by which every frame takes the plan it asks for."""
     settings = WorkerSettings(early_exit=early_exit)
-    if _calibration(bundle) is None:
+    calibration = _calibration(bundle)
+    if calibration is None:
         return Scheduler(Policy(settings.batch_max))
-    return scheduler_of(settings, bundle, backend_key, CostTable())
+    return scheduler_of(settings, bundle, calibration, backend_key, CostTable())
 
 
 class _Counted:

@@ -28,7 +28,7 @@ from pipeline.bench.machine import machine_facts
 from pipeline.bench.report import Report, Result, quantiles
 from pipeline.bench.stage import CAMERA, LATE, ROLES, Seen, run_stage, simulator
 from pipeline.config import WorkerSettings
-from pipeline.loading import scheduler_of
+from pipeline.loading import calibrated, scheduler_of
 from pipeline.sources import open_source
 from pipeline.sources.settings import SimulatorSettings
 
@@ -107,8 +107,9 @@ def engine_alone(bundle: Bundle, frames: int) -> Alone:
         bundle, chosen.backend, chosen.precision, chosen.slots, threads=chosen.threads
     ) as backend:
         costs = measure_costs(backend, time.monotonic_ns)  # warms every batch size
-        scheduler = scheduler_of(chosen, bundle, backend.key, costs)
-        mosaic = Mosaic.of(bundle, bundle.calibration(), backend.key)
+        calibration = calibrated(bundle)
+        scheduler = scheduler_of(chosen, bundle, calibration, backend.key, costs)
+        mosaic = Mosaic.of(bundle, calibration, backend.key)
         inspector = Inspector(backend, scheduler=scheduler, clock=time.monotonic_ns, mosaic=mosaic)
         cpu_s = time.process_time()
         done = [(time.monotonic_ns(), one.steps) for one in inspect_all(inspector, parts)]

@@ -1,4 +1,4 @@
-"""How a worker opens a bundle: the first one at once, another one beside it without being felt.
+"""How a worker opens a bundle: the first one before all else, another beside it without being felt.
 
 The command that ordered a swap has compiled the engine already, at the lowest priority, into the
 cache that is read here. What is left is rehearsed call by call, with long rests, at moments when
@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 from engines.bundle import Bundle, open_bundle
 from engines.contracts import BadBundle, InspectionError
 from pipeline.config import LineSettings
 from pipeline.loading import Loaded, loaded
 from pipeline.reading import FrameReader
-from pipeline.swap.wanted import Choice, Wanted, open_choice
+from pipeline.swap.wanted import Choice, open_choice, wanted_of
 
 PACE = 50  # a rehearsed call is followed by a rest so many times as long
 REST_MAX_S = 1.0
@@ -30,18 +31,18 @@ class Abandoned(InspectionError):
     """This bundle is wanted no more; the line goes on as it was."""
 
 
-def first_bundle(settings: LineSettings, wanted: Wanted | None) -> Bundle:
-    """What a worker begins with: the bundle that was swapped in, or the line's own."""
-    return open_choice(wanted.chosen) if wanted else open_bundle(settings.bundle)
+class First(NamedTuple):
+    """What a worker begins with."""
+
+    bundle: Bundle
+    number: int  # of the order that it follows; 0 = none
 
 
-@contextmanager
-def opened_first(
-    settings: LineSettings, wanted: Wanted | None, clock: Callable[[], int]
-) -> Iterator[Loaded]:
-    """The first bundle, ready to inspect."""
-    with loaded(settings, first_bundle(settings, wanted), clock) as first:
-        yield first
+def first_of(settings: LineSettings) -> First:
+    """The bundle that was swapped in, or the line's own; BadBundle where it is damaged."""
+    if wanted := wanted_of(settings):
+        return First(open_choice(wanted.chosen), wanted.number)
+    return First(open_bundle(settings.bundle), 0)
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from engines.contracts import InspectionError
+from pipeline.loading import loaded
 from pipeline.reading import FrameReader
-from pipeline.swap.opening import opened_beside, opened_first, resting
+from pipeline.swap.opening import First, opened_beside, resting
 from pipeline.swap.roster import Place, Standing
 from pipeline.swap.station import Opening, Station
 from pipeline.swap.wanted import Wanted, wanted_of
@@ -37,6 +38,8 @@ class Turnover:
         verdicts: VerdictWriter,
         clock: Callable[[], int],
         place: Place,
+        *,
+        first: First,
     ) -> None:
         self._settings = settings
         self._frames = frames
@@ -44,17 +47,18 @@ class Turnover:
         self._clock = clock
         self._place = place
         self._moved = threading.Event()
-        self._number = 0  # of the order that was followed or refused last
+        self._first = first
+        self._number = first.number  # of the order that was followed or refused last
         self._current: Station | None = None
         self._kept: Station | None = None
         self._coming: Station | None = None
         self._order: Wanted | None = None  # that the coming one follows
 
     def __enter__(self) -> Self:
-        wanted = wanted_of(self._settings)
-        self._number = wanted.number if wanted else 0
         self._place.say(Standing(number=self._number, state="loading"))
-        self._current = self._station(lambda _: opened_first(self._settings, wanted, self._clock))
+        self._current = self._station(
+            lambda _: loaded(self._settings, self._first.bundle, self._clock)
+        )
         return self
 
     def __exit__(
