@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from tests.faults.servers import HurtServer
 from tests.faults.standing import Standing
 
 FROZEN_S = 5.0
@@ -64,34 +65,23 @@ def _kill_all_workers(line: Standing, _: random.Random) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _stop_server(line: Standing, rng: random.Random) -> None:
-    line.server.stop()
-    time.sleep(rng.uniform(*AWAY_S))
-    line.server.start()
+def for_a_while(begin: Callable[[HurtServer], None], end: Callable[[HurtServer], None]) -> Hurt:
+    """Something done to the server, and undone after a while."""
+
+    def hurt(line: Standing, rng: random.Random) -> None:
+        begin(line.server)
+        time.sleep(rng.uniform(*AWAY_S))
+        end(line.server)
+
+    return hurt
 
 
-def _kill_server(line: Standing, rng: random.Random) -> None:
-    line.server.kill()
-    time.sleep(rng.uniform(*AWAY_S))
-    line.server.start()
+def _freeze_server(server: HurtServer) -> None:
+    os.kill(server.pid, signal.SIGSTOP)
 
 
-def _freeze_server(line: Standing, rng: random.Random) -> None:
-    os.kill(line.server.pid, signal.SIGSTOP)
-    time.sleep(rng.uniform(*AWAY_S))
-    os.kill(line.server.pid, signal.SIGCONT)
-
-
-def _fill_server(line: Standing, rng: random.Random) -> None:
-    line.server.fill()
-    time.sleep(rng.uniform(*AWAY_S))
-    line.server.empty()
-
-
-def _forbid_writes(line: Standing, rng: random.Random) -> None:
-    line.server.forbid_writes()
-    time.sleep(rng.uniform(*AWAY_S))
-    line.server.allow_writes()
+def _thaw_server(server: HurtServer) -> None:
+    os.kill(server.pid, signal.SIGCONT)
 
 
 def _drop_clients(line: Standing, _: random.Random) -> None:
@@ -154,11 +144,13 @@ INJURIES: dict[str, Injury] = {
     "freeze a camera's process": Injury(freeze("ingest", 2.0)),
     "hang a worker": Injury(freeze("inspect", HUNG_S), weight=1, keeps_gate=True),
     "hang the sink": Injury(freeze("sink", HUNG_S), weight=1),
-    "stop the server": Injury(_stop_server),
-    "kill the server": Injury(_kill_server),
-    "freeze the server": Injury(_freeze_server),
-    "fill the server": Injury(_fill_server),
-    "make the server read-only": Injury(_forbid_writes),
+    "stop the server": Injury(for_a_while(HurtServer.stop, HurtServer.start)),
+    "kill the server": Injury(for_a_while(HurtServer.kill, HurtServer.start)),
+    "freeze the server": Injury(for_a_while(_freeze_server, _thaw_server)),
+    "fill the server": Injury(for_a_while(HurtServer.fill, HurtServer.empty)),
+    "make the server read-only": Injury(
+        for_a_while(HurtServer.forbid_writes, HurtServer.allow_writes)
+    ),
     "drop all connections 20 times": Injury(_drop_clients),
     "throw entries into the streams": Injury(_throw_entries, keeps_gate=True),
     "step the server's clock": Injury(_step_clock, needs="clock"),
