@@ -148,7 +148,7 @@ def test_a_reject_can_be_looked_at_and_stepped_through(line: Running) -> None:
     """From the line to its newest reject; every picture is there; keys step, the address tells."""
     with visiting() as page:
         page.goto(line.address, wait_until="commit")
-        page.locator("a.reject img").first.wait_for()
+        page.locator("a.reject img").nth(1).wait_for()  # so that there is one to step to
         page.locator("a.reject").first.click()
         page.get_by_text("FAIL plate").first.wait_for()
         for view in ("map", "frame", "mask"):
