@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.faults.gates import Gates
 from tests.faults.isolation import measure_isolation
 from tests.faults.report import totals, write_report
 from tests.faults.rounds import Hurt, Look, Round, run_round
@@ -44,7 +45,7 @@ def main() -> int:
     print(
         f"{path}: {told['faults']} faults, {told['captured']} frames, residual "
         f"{told['residual']}, duplicates {told['duplicates']}, "
-        f"{len(told['wrongs'])} broken invariants, {told['slow_recoveries']} slow recoveries"
+        f"{len(told['wrongs'])} broken invariants, {told['gates_checked']} gates watched"
     )
     return 1 if told["wrongs"] or told["residual"] or told["duplicates"] else 0
 
@@ -111,6 +112,7 @@ def _known(record: Path, seed: int) -> list[Round]:
                 **one,
                 "hurts": [Hurt(**hurt) for hurt in one["hurts"]],
                 "looks": [Look(**look) for look in one["looks"]],
+                "gates": Gates(**one["gates"]),
             }
         )
         for one in known

@@ -8,17 +8,23 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from pipeline.swap import bundle_in_force
+from pipeline.swap.ordering import swap
 from tests.faults.servers import HurtServer
 from tests.faults.standing import Standing
 
 FROZEN_S = 5.0
 HUNG_S = 13.0  # longer than a process may be silent
 AWAY_S = (0.2, 3.0)
+OTHER = "other"  # folder of the second bundle, beside the line's run folder
+SWAP_S = 1.0  # how soon after the order a worker dies
+SWAP_PATIENCE_S = 30.0
 WITH_SECOND_WORKER_S, WITHOUT_S = 3.0, 10.0  # until the line is well
 
 Hurt = Callable[[Standing, random.Random], None]
@@ -32,7 +38,7 @@ class Injury:
     bound_s: float = WITHOUT_S
     weight: int = 2
     needs: str = ""  # "network" or "clock"
-    keeps_gate: bool = False  # sink and server live, so every part is answered before its gate
+    keeps_gate: bool = False  # somebody can answer: see ``gates``
 
 
 def kill(role: str) -> Hurt:
@@ -57,6 +63,11 @@ def freeze(role: str, seconds: float = FROZEN_S, *, everyone: bool = False) -> H
             time.sleep(pause_s)
 
     return hurt
+
+
+def _kill_one(line: Standing) -> None:
+    for pid in line.pids("inspect")[:1]:
+        line.signal_pid(pid, signal.SIGKILL)
 
 
 def _kill_all_workers(line: Standing, _: random.Random) -> None:
@@ -133,31 +144,47 @@ def _reset(line: Standing, _: random.Random) -> None:
     line.network.drop()
 
 
+def _swap(line: Standing, rng: random.Random) -> None:
+    """The bundle that the line does not run; half the time a worker dies meanwhile."""
+    settings, other = line.settings, line.settings.run_dir.parent / OTHER
+    is_back = bundle_in_force(settings) == other
+    dies = threading.Timer(rng.uniform(0, SWAP_S), _kill_one, (line,))
+    if rng.random() < 0.5:
+        dies.start()
+    try:
+        swap(settings, settings.bundle if is_back else other, SWAP_PATIENCE_S, threading.Event())
+    finally:
+        dies.cancel()
+        if dies.ident:
+            dies.join()
+
+
 INJURIES: dict[str, Injury] = {
     "kill a worker": Injury(kill("inspect"), WITH_SECOND_WORKER_S, 6, keeps_gate=True),
     "kill all workers": Injury(_kill_all_workers, weight=3, keeps_gate=True),
     "kill the sink": Injury(kill("sink"), weight=4),
-    "kill a camera's process": Injury(kill("ingest"), weight=4),
+    "kill a camera's process": Injury(kill("ingest"), weight=4, keeps_gate=True),
     "freeze a worker": Injury(freeze("inspect"), WITH_SECOND_WORKER_S, 3, keeps_gate=True),
     "freeze all workers": Injury(freeze("inspect", everyone=True), weight=1, keeps_gate=True),
     "freeze the sink": Injury(freeze("sink", 2.0)),
-    "freeze a camera's process": Injury(freeze("ingest", 2.0)),
+    "freeze a camera's process": Injury(freeze("ingest", 2.0), keeps_gate=True),
     "hang a worker": Injury(freeze("inspect", HUNG_S), weight=1, keeps_gate=True),
     "hang the sink": Injury(freeze("sink", HUNG_S), weight=1),
     "stop the server": Injury(for_a_while(HurtServer.stop, HurtServer.start)),
     "kill the server": Injury(for_a_while(HurtServer.kill, HurtServer.start)),
     "freeze the server": Injury(for_a_while(_freeze_server, _thaw_server)),
-    "fill the server": Injury(for_a_while(HurtServer.fill, HurtServer.empty)),
+    "fill the server": Injury(for_a_while(HurtServer.fill, HurtServer.empty), keeps_gate=True),
     "make the server read-only": Injury(
         for_a_while(HurtServer.forbid_writes, HurtServer.allow_writes)
     ),
-    "drop all connections 20 times": Injury(_drop_clients),
+    "drop all connections 20 times": Injury(_drop_clients, keeps_gate=True),
     "throw entries into the streams": Injury(_throw_entries, keeps_gate=True),
+    "swap the bundle": Injury(_swap, WITH_SECOND_WORKER_S, keeps_gate=True),
     "step the server's clock": Injury(_step_clock, needs="clock"),
     "cut the network": Injury(_weather(_cut), needs="network"),
-    "slow the network": Injury(_weather(_slow), needs="network"),
-    "lose pieces on the network": Injury(_weather(_lossy), needs="network"),
-    "reset the network": Injury(_weather(_reset), needs="network"),
+    "slow the network": Injury(_weather(_slow), needs="network", keeps_gate=True),
+    "lose pieces on the network": Injury(_weather(_lossy), needs="network", keeps_gate=True),
+    "reset the network": Injury(_weather(_reset), needs="network", keeps_gate=True),
 }
 
 

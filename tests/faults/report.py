@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.faults.gates import MARGIN_MS
+from tests.faults.injuries import INJURIES
 from tests.faults.rounds import Round
 
 PICTURES = ("recovery.png", "flow.png", "memory.png")
@@ -40,6 +43,10 @@ def totals(rounds: list[Round]) -> dict[str, Any]:
         "duplicates": sum(one.duplicates for one in rounds),
         "wrongs": [f"round {one.number}: {wrong}" for one in rounds for wrong in one.wrongs],
         "slow_recoveries": sum(hurt.recovery_s > hurt.bound_s for hurt in hurts),
+        "gates_checked": sum(one.gates.checked for one in rounds),
+        "gates_excused": sum(one.gates.excused for one in rounds),
+        "least_stamped_ms": _least(one.gates.least_stamped_ms for one in rounds),
+        "least_seen_ms": _least(one.gates.least_seen_ms for one in rounds),
     }
 
 
@@ -57,6 +64,8 @@ def _lines(
         "",
         f"Verdicts: {decisions}.",
         "",
+        _gates(told),
+        "",
         *_table(rounds),
         *_told_of(others),
         "## Broken invariants",
@@ -68,21 +77,49 @@ def _lines(
     ]
 
 
+def _gates(told: dict[str, Any]) -> str:
+    checked, excused = told["gates_checked"], told["gates_excused"]
+    return (
+        f"Gates: {checked} parts were answered at least {told['least_stamped_ms']} ms before their "
+        f"gate (at least {MARGIN_MS:.0f} are promised), and an onlooker had seen each verdict "
+        f"{told['least_seen_ms']} ms before it. Excused are {excused} parts, whose gate came while "
+        "the server was stopped, frozen or read-only, its clock was set, the network was cut, or "
+        "no sink lived: then nobody can answer, or nobody could tell the gate."
+    )
+
+
+def _kept(kind: str, least_ms: float | None) -> str:
+    if not INJURIES[kind].keeps_gate:
+        return "excused"
+    return "" if least_ms is None else f"{least_ms:.0f}"
+
+
+def _least(some: Iterable[float | None]) -> float | None:
+    return min((one for one in some if one is not None), default=None)
+
+
 def _table(rounds: list[Round]) -> list[str]:
     times: dict[str, list[float]] = defaultdict(list)
     bounds: dict[str, float] = {}
+    gates: dict[str, list[float | None]] = defaultdict(list)
     for hurt in (hurt for one in rounds for hurt in one.hurts):
         times[hurt.kind].append(hurt.recovery_s)
         bounds[hurt.kind] = hurt.bound_s
+        gates[hurt.kind].append(hurt.least_ms)
     lines = [
-        "| fault | times | recovery s, median | longest | bound | over |",
-        "|---|---|---|---|---|---|",
+        "| fault | times | recovery s, median | longest | bound | over | least ms before gate |",
+        "|---|---|---|---|---|---|---|",
     ]
     for kind, some in sorted(times.items()):
-        over = sum(one > bounds[kind] for one in some)
+        over, least = sum(one > bounds[kind] for one in some), _least(gates[kind])
+        told = (
+            ("no part's came" if least is None else f"{least:.1f}")
+            if INJURIES[kind].keeps_gate
+            else "excused"
+        )
         lines.append(
             f"| {kind} | {len(some)} | {median(some):.2f} | {max(some):.2f} | "
-            f"{bounds[kind]:.0f} | {over} |"
+            f"{bounds[kind]:.0f} | {over} | {told} |"
         )
     return [*lines, ""]
 
