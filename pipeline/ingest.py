@@ -25,6 +25,7 @@ from pipeline.originals import Originals
 from pipeline.pulse import beating
 from pipeline.recording import Recorder
 from pipeline.shared import FRAMES, ORIGINALS, FrameRing, remove, shared_path
+from pipeline.sight import Sight
 from pipeline.sources import BadExposure, open_source
 from pipeline.sources.source import Exposure
 from pipeline.stream import Stream, open_stream
@@ -63,7 +64,7 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
         intake = Intake(stream, journal, chosen, size, ring=ring, originals=originals)
         keep = stack.enter_context(_recording(settings.recording, chosen))
         address, namespace = settings.redis.address(ROLE), settings.redis.namespace
-        stop = stack.enter_context(beating(ROLE, address, namespace, stop))
+        stop = stack.enter_context(beating(ROLE, address, namespace, stop, intake.sight.note))
         facts.gauge("camera_connected", 0, camera=camera)  # until it has shown something
         try:
             for exposure in source.frames(stop):
@@ -161,6 +162,7 @@ class Intake:
         self._failures = 0  # consecutive, of the server
         self._knows_sink = False  # whether any server has met one
         self._waits = False  # whether a frame was open at the last look
+        self.sight = Sight(camera.name)
         self._resume()
 
     def take(self, exposure: Exposure) -> FrameHead:
@@ -233,6 +235,7 @@ class Intake:
             image = to_model_input(_cropped(exposure.image, self._camera.crop), self._size)
         except BadFrame as error:
             return self._unusable(head, str(error))
+        self.sight.see(image)
         return self._entry(head, exposure, image)
 
     def _head(self, exposure: Exposure) -> FrameHead:

@@ -52,6 +52,8 @@ TABLE = (
     Metric("camera_connected", "gauge", "0 or 1", ("camera",),
            ("ingest",),
            "Whether the camera's source is open and delivers; 0 from an outage until it is back."),
+    Metric("camera_frozen", "gauge", "0 or 1", ("camera",),
+           ("ingest",), "Whether the camera delivers one exposure again and again."),
     Metric("camera_frame_timestamp_seconds", "gauge", "seconds", ("camera",),
            ("ingest",), "When the newest exposure was captured, since the epoch."),
     # -- workers -----------------------------------------------------------------------------------

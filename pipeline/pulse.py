@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from engines.contracts import StreamLost
 from pipeline.lanes import Lane
@@ -46,6 +46,13 @@ class Pulse(Link):
         with self._translated():
             keys = [key.decode() for key in self._commands.scan_iter(match=f"{prefix}*")]
         return sorted(key.removeprefix(prefix) for key in keys)
+
+    def notes(self, role: str) -> list[str]:
+        """What those processes say with their beats; the order has no meaning."""
+        with self._translated():
+            keys = list(self._commands.scan_iter(match=self._key(role, "*")))
+            told = [self._commands.get(key) for key in keys]
+        return [note.decode(errors="replace") for note in told if note]
 
     def _key(self, role: str, name: str) -> str:
         return f"{self.namespace}:alive:{role}:{name}"
@@ -85,14 +92,23 @@ class WatchedStop(threading.Event):
 
 
 @contextlib.contextmanager
-def beating(role: str, url: str, namespace: str, stop: threading.Event) -> Iterator[WatchedStop]:
-    """A stop event to hand to a main loop; while the loop asks it, this process beats."""
+def beating(
+    role: str,
+    url: str,
+    namespace: str,
+    stop: threading.Event,
+    note: Callable[[], str] = str,
+) -> Iterator[WatchedStop]:
+    """A stop event to hand to a main loop; while the loop asks it, this process beats.
+
+    ``note`` says what each beat tells.
+    """
     watched, name = WatchedStop(stop), name_of_process()
 
     def beat(closing: threading.Event) -> None:
         while not closing.wait(BEAT_S):
             if watched.was_asked():
-                pulse.beat(role, name)
+                pulse.beat(role, name, note())
 
     with contextlib.closing(Pulse(url, namespace)) as pulse, Lane(f"pulse {role}", beat):
         yield watched  # what ends in order is no longer listened for, however long that takes

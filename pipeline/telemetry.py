@@ -85,6 +85,11 @@ class Facts:
         """Set a gauge."""
         self._of(name, Gauge, labels).set(value)
 
+    def last(self, name: str, /, **labels: str | None) -> float | None:
+        """What was said of a gauge or counter last; None where nothing was."""
+        bounded = {label: self._labels.bounded(label, value) for label, value in labels.items()}
+        return self.registry.get_sample_value(f"{PREFIX}{name}", bounded)
+
     def observe(self, name: str, value: float, /, **labels: str | None) -> None:
         """Put one value into a histogram, in the unit that the table says."""
         self._of(name, Histogram, labels).observe(value)

@@ -79,7 +79,10 @@ ROLES: dict[str, tuple[str, tuple[Grant, ...]]] = {
             ("set del", "W alive:sink"),
         ),
     ),
-    "dashboard": (f"{CONNECT} scan", (*LEDGER, ("xread", "R verdicts"), ("xlen", "R frames"))),
+    "dashboard": (
+        f"{CONNECT} scan",
+        (*LEDGER, ("xread", "R verdicts"), ("xlen", "R frames"), ("get", "R alive:ingest")),
+    ),
     "record": (CONNECT, (("xread xrevrange", "R verdicts"),)),
     # `run` and `doctor`: who lives, what is counted, how the server is set.
     "operator": (f"{CONNECT} scan config|get", LEDGER),

@@ -10,13 +10,15 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from engines.contracts import InspectionError
+from engines.contracts import BadConfig, InspectionError
 from pipeline.dashboard.view import LineState
 from pipeline.dashboard.window import LineWindow
+from pipeline.pulse import Pulse
+from pipeline.sight import read_notes
 from pipeline.stream import Stream, open_stream
 from pipeline.telemetry import facts
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 ROLE = "dashboard"
 COUNT_S = 1.0  # between readings of the ledgers, at most
 LEAST_S = 0.2  # and at least, however many rejects there are
+LISTEN_S = 1.0  # between looks at the cameras' signs of life
 BLOCK_MS = 500  # how long a follower waits before it looks whether to stop
 RETRY_S = 1.0  # after the server went away
 
@@ -72,18 +75,26 @@ class Feed:
         redis = self._settings.redis
         while not stop.is_set():
             try:
-                with open_stream(redis.address(ROLE), redis.namespace) as stream:
-                    self._follow(stream, stop)
+                address = redis.address(ROLE)
+                with (
+                    open_stream(address, redis.namespace) as stream,
+                    closing(Pulse(address, redis.namespace)) as pulse,
+                ):
+                    self._follow(stream, pulse, stop)
             except InspectionError as error:
                 facts.count("stream_lost_total", role=ROLE)
                 facts.event("stream_lost", level="warning", error=str(error))
                 self._view = replace(self._view, state=LineState.NO_SERVER)
                 stop.wait(RETRY_S)
 
-    def _follow(self, stream: Stream, stop: threading.Event) -> None:
+    def _follow(self, stream: Stream, pulse: Pulse, stop: threading.Event) -> None:
+        listen_at = 0.0  # monotonic seconds
         with self._followers(stream) as any_ended:
             while not stop.is_set() and not any_ended.is_set():
                 self._has_reject.clear()
+                if time.monotonic() >= listen_at:
+                    self._listen(pulse)
+                    listen_at = time.monotonic() + LISTEN_S
                 self._count(stream)
                 stop.wait(LEAST_S)
                 self._has_reject.wait(COUNT_S - LEAST_S)  # people see it within a second
@@ -114,6 +125,14 @@ class Feed:
                         self._has_reject.set()
         finally:
             ended.set()
+
+    def _listen(self, pulse: Pulse) -> None:
+        try:
+            told = read_notes(pulse.notes("ingest"))
+        except BadConfig:  # users of an older `doctor --setup` may not ask
+            told = None
+        with self._lock:
+            self._window.hear(told)
 
     def _count(self, stream: Stream) -> None:
         ledgers = {camera: stream.ledger(camera) for camera in self._cameras}

@@ -30,7 +30,7 @@ TILES = (  # name, icon, tone
     ("yield", "percent", "accent"),
     ("residual", "balance", "pass"),
 )
-COLUMNS = ("camera", "last_frame", "captured", "PASS", "FAIL", "UNDECIDED", "backlog")
+COLUMNS = ("camera", "state", "last_frame", "captured", "PASS", "FAIL", "UNDECIDED", "backlog")
 
 
 class Head:
@@ -158,13 +158,14 @@ class Cameras:
     def show(self, view: LineView) -> None:
         """Bring every row up to ``view``."""
         for row in view.cameras:
-            drawn, (symbol, tone, text) = self._rows[row.camera], words.camera_state(row, self._say)
+            drawn, (symbol, tone, text) = self._rows[row.camera], words.camera_says(row, self._say)
             drawn.cell.classes(remove=TONES, add=tone)
             drawn.symbol.set_name(symbol)
             drawn.text.set_text(text)
             numbers = (row.captured, row.passed, row.failed, row.undecided, row.backlog)
-            for label, number in zip(drawn.numbers, numbers, strict=True):
-                label.set_text(words.count(number))
+            told = (words.last_frame(row, self._say), *map(words.count, numbers))
+            for label, number in zip(drawn.numbers, told, strict=True):
+                label.set_text(number)
 
 
 class _Row(NamedTuple):

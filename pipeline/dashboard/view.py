@@ -7,13 +7,14 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.outputs.archive import stem_of_frame
+from pipeline.sight import CameraState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from engines.contracts import Verdict
 
-SILENT_S = 5.0  # a camera without frames for longer is called silent
+SILENT_S = 5.0  # a camera without frames for longer is starving
 
 
 class Totals(Protocol):
@@ -37,7 +38,9 @@ class LineState(StrEnum):
     NO_SERVER = "NO SERVER"  # said by whoever reads, the numbers cannot know
     UNACCOUNTED = "PARTS UNACCOUNTED"
     NO_FRAMES = "NO FRAMES"
-    CAMERA_SILENT = "CAMERA SILENT"
+    CAMERA_DOWN = "CAMERA DOWN"
+    CAMERA_FROZEN = "CAMERA FROZEN"
+    CAMERA_STARVING = "CAMERA STARVING"
     LATE = "LATE"
     WAITING = "WAITING"
     RUNNING = "RUNNING"
@@ -55,11 +58,20 @@ class CameraRow:
     open: int
     backlog: int
     frame_age_s: float | None  # None before its first frame
+    state: CameraState = CameraState.RUNNING
 
     @property
     def is_silent(self) -> bool:
         """True when frames came before and have stopped."""
         return self.frame_age_s is not None and self.frame_age_s > SILENT_S
+
+
+def camera_state(told: CameraState, frame_age_s: float | None) -> CameraState:
+    """How a camera is: what its process says, and whether frames come."""
+    if told is not CameraState.RUNNING:
+        return told
+    is_silent = frame_age_s is None or frame_age_s > SILENT_S
+    return CameraState.STARVING if is_silent else CameraState.RUNNING
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,12 +140,15 @@ class LineView:
 def state_of(view: LineView) -> LineState:
     """The worst thing that the numbers say of the line now."""
     ages = [row for row in view.cameras if row.frame_age_s is not None]
+    states = {row.state for row in view.cameras}
     is_late = bool(view.gate_ms and view.latency_p99_ms and view.latency_p99_ms > view.gate_ms)
     claims = (
         (view.residual != 0, LineState.UNACCOUNTED),
         (not ages, LineState.WAITING),
+        (CameraState.DOWN in states, LineState.CAMERA_DOWN),
+        (CameraState.FROZEN in states, LineState.CAMERA_FROZEN),
         (all(row.is_silent for row in ages), LineState.NO_FRAMES),
-        (any(row.is_silent for row in ages), LineState.CAMERA_SILENT),
+        (CameraState.STARVING in states, LineState.CAMERA_STARVING),
         (is_late, LineState.LATE),
     )
     return next((state for holds, state in claims if holds), LineState.RUNNING)

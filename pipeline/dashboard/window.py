@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engines.contracts import Decision
-from pipeline.dashboard.view import CameraRow, LineState, LineView, RatePoint, Reject, state_of
+from pipeline.dashboard.view import (
+    CameraRow,
+    LineState,
+    LineView,
+    RatePoint,
+    Reject,
+    camera_state,
+    state_of,
+)
+from pipeline.sight import CameraState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +37,7 @@ CHART_S = 180.0  # how far back the throughput chart reaches
 SMOOTH_S = 5.0  # one chart point is the rate over this long
 VERDICTS_KEPT = 20_000  # bounds memory at any rate
 REJECTS_SHOWN = 7
+SILENCE = CameraState.DOWN  # what it means that no process speaks of a camera
 REJECTS_KEPT = 32  # more than shown: a page that is a second behind still finds its pictures
 
 
@@ -57,6 +67,7 @@ class LineWindow:
         self._ledgers: dict[str, Totals] = {}
         self._backlogs: dict[str, int] = {}
         self._last_frame_ns: dict[str, int] = {}
+        self._told: dict[str, CameraState] | None = None
 
     def see(
         self,
@@ -100,6 +111,10 @@ class LineWindow:
         while self._readings[0].at_ns < now_ns - CHART_S * SECOND_NS:
             self._readings.popleft()
 
+    def hear(self, told: Mapping[str, CameraState] | None) -> None:
+        """What the cameras' processes say of them; None where nobody may listen."""
+        self._told = None if told is None else dict(told)
+
     def reject(self, key: str) -> Reject | None:
         """The kept reject of that key, if it is still kept."""
         return next((one for one in list(self._rejects) if one.key == key), None)
@@ -140,8 +155,10 @@ class LineWindow:
         ledger, last_ns = self._ledgers.get(camera), self._last_frame_ns.get(camera)
         age_s = None if last_ns is None else max(0.0, (now_ns - last_ns) / SECOND_NS)
         backlog = self._backlogs.get(camera, 0)
+        told = CameraState.RUNNING if self._told is None else self._told.get(camera, SILENCE)
+        state = camera_state(told, age_s)
         if ledger is None:
-            return CameraRow(camera, 0, 0, 0, 0, 0, backlog, age_s)
+            return CameraRow(camera, 0, 0, 0, 0, 0, backlog, age_s, state)
         undecided = sum(ledger.undecided.values())
         return CameraRow(
             camera,
@@ -152,6 +169,7 @@ class LineWindow:
             ledger.open,
             backlog,
             age_s,
+            state,
         )
 
 

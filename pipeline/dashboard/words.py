@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from engines.contracts import Decision
 from pipeline.dashboard.texts import ENGLISH, Speech
 from pipeline.dashboard.view import LineState
+from pipeline.sight import CameraState
 
 if TYPE_CHECKING:
     from engines.contracts import Verdict
@@ -22,10 +23,18 @@ STATES = {  # icon, tone
     LineState.RUNNING: ("play_circle", "pass"),
     LineState.WAITING: ("hourglass_empty", "faint"),
     LineState.LATE: ("timer_off", "undecided"),
-    LineState.CAMERA_SILENT: ("videocam_off", "undecided"),
+    LineState.CAMERA_DOWN: ("videocam_off", "fail"),
+    LineState.CAMERA_FROZEN: ("ac_unit", "fail"),
+    LineState.CAMERA_STARVING: ("hourglass_empty", "undecided"),
     LineState.NO_FRAMES: ("videocam_off", "fail"),
     LineState.UNACCOUNTED: ("report", "fail"),
     LineState.NO_SERVER: ("cloud_off", "fail"),
+}
+CAMERAS = {  # icon, tone
+    CameraState.RUNNING: ("videocam", "pass"),
+    CameraState.STARVING: ("hourglass_empty", "undecided"),
+    CameraState.FROZEN: ("ac_unit", "fail"),
+    CameraState.DOWN: ("videocam_off", "fail"),
 }
 
 
@@ -115,13 +124,14 @@ def ago(seconds: float, say: Speech = ENGLISH) -> str:
     return age(seconds, say) if seconds < 1 else say("ago", age=age(seconds, say))
 
 
-def camera_state(row: CameraRow, say: Speech = ENGLISH) -> tuple[str, str, str]:
-    """Icon, tone and words for the last frame of a camera."""
-    if row.frame_age_s is None:
-        return "hourglass_empty", "faint", say("no_frame")
-    if row.is_silent:
-        return "videocam_off", "fail", say("silent", age=age(row.frame_age_s, say))
-    return "videocam", "pass", ago(row.frame_age_s, say)
+def camera_says(row: CameraRow, say: Speech = ENGLISH) -> tuple[str, str, str]:
+    """Icon, tone and word for how a camera is."""
+    return *CAMERAS[row.state], say(f"is_{row.state}")
+
+
+def last_frame(row: CameraRow, say: Speech = ENGLISH) -> str:
+    """When a camera's last frame was."""
+    return say("none_yet") if row.frame_age_s is None else ago(row.frame_age_s, say)
 
 
 def headline(verdict: Verdict) -> str:

@@ -47,7 +47,7 @@ def page() -> Iterator[Page]:
 
 def numbers(page: Page) -> list[int]:
     """Captured, PASS, FAIL, UNDECIDED in the table of cameras."""
-    cells = page.locator(".cameras td").all_inner_texts()[2:6]
+    cells = page.locator(".cameras td").all_inner_texts()[3:7]
     return [int(cell.replace("\u202f", "")) for cell in cells]
 
 

@@ -1,0 +1,81 @@
+"""How a camera is, as its own process sees it; said with each of its signs of life.
+
+Whoever looks on (the page) adds what only it can know: a camera of which no process speaks is down,
+and one that is open and has shown nothing for a while is starving.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+
+from engines.contracts import UInt8
+from pipeline.telemetry import facts
+
+FROZEN_AFTER = 5  # exposures in a row that are the same in every pixel: no sensor is that quiet
+
+
+class CameraState(StrEnum):
+    """One word for a camera, best first."""
+
+    RUNNING = "running"
+    STARVING = "starving"  # open, and no part comes: the belt stands, or no trigger arrives
+    FROZEN = "frozen"  # it delivers one exposure again and again
+    DOWN = "down"  # its source is lost, or nobody reads it
+
+
+Seen = Literal[CameraState.RUNNING, CameraState.FROZEN, CameraState.DOWN]  # from inside
+KNOWN: dict[str, Seen] = {
+    one.value: one for one in (CameraState.RUNNING, CameraState.FROZEN, CameraState.DOWN)
+}
+
+
+class Sight:
+    """Looks at what one camera delivers; ``note`` may be asked from another thread."""
+
+    def __init__(self, camera: str) -> None:
+        self._camera = camera
+        self._last = -1  # check sum of the newest image
+        self._repeats = 1
+        self._is_frozen = False
+
+    def see(self, image: UInt8) -> None:
+        """Take in the newest model input [H, W, 3]."""
+        seen = zlib.crc32(np.ascontiguousarray(image).data)
+        self._repeats = self._repeats + 1 if seen == self._last else 1
+        self._last = seen
+        is_frozen = self._repeats >= FROZEN_AFTER
+        if is_frozen and not self._is_frozen:
+            facts.event("camera_frozen", level="warning", camera=self._camera, same=self._repeats)
+        self._is_frozen = is_frozen
+        facts.gauge("camera_frozen", is_frozen, camera=self._camera)
+
+    @property
+    def state(self) -> Seen:
+        """How the camera is."""
+        if not facts.last("camera_connected", camera=self._camera):
+            return CameraState.DOWN
+        return CameraState.FROZEN if self._is_frozen else CameraState.RUNNING
+
+    def note(self) -> str:
+        """The camera's state and name, for a sign of life."""
+        return f"{self.state} {self._camera}"
+
+
+def read_notes(notes: Iterable[str]) -> dict[str, Seen]:
+    """States by camera; what is no such note is passed over.
+
+    Of a camera that two processes speak of (one was started again) the worse is believed.
+    """
+    told: dict[str, Seen] = {}
+    worst = list(CameraState)
+    for note in notes:
+        state, _, camera = note.partition(" ")
+        if state in KNOWN and camera:
+            both = (KNOWN[state], told.get(camera, KNOWN[state]))
+            told[camera] = max(both, key=worst.index)
+    return told
