@@ -126,6 +126,7 @@ def depth_figure(category: str, measured: Sequence[Measured]) -> Figure:
         left.set_ylabel("share of images")
         for panel in (left, right):
             panel.tick_params(labelbottom=True)
+    panels[0][0].set_ylim(bottom=0)  # of all panels, once every bar stands: it fixes the top too
     panels[-1][0].set_xlabel("noise level at the end (none counts −1: left before any)")
     panels[-1][1].set_xlabel("denoiser calls per image")
     keys = [Patch(label=f"good (n = {len(good)})", **GOOD), Patch(label="defective", **DEFECT)]
@@ -209,7 +210,6 @@ def _bars(
     axes.set_xticks(np.arange(len(names)), names, size=10 if len(names) <= 8 else 8)
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.grid(axis="x", visible=False)
-    axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return f"{said[0]}, good {said[1]}"

@@ -100,6 +100,15 @@ def test_depth_has_a_row_per_type_of_defect(measured: list[Measured]) -> None:
     assert ticks == ["none", "4", "8"]
 
 
+def test_no_bar_of_depth_is_cut_off() -> None:
+    """Where levels spread and all defects make as many calls, their bar of 100 % is whole."""
+    spread = [one(kind, 1.0, level, 10) for kind in (GOOD, "dent") for level in range(4)]
+    level, calls = depth_figure("nut", spread).axes
+    assert (max(heights(level)), max(heights(calls))) == (0.25, 1)
+    assert [panel.get_ylim()[0] for panel in (level, calls)] == [0, 0]
+    assert min(panel.get_ylim()[1] for panel in (level, calls)) >= 1
+
+
 def test_many_levels_share_bars() -> None:
     """A schedule of a thousand levels stays readable, and no image is lost."""
     spread = [one(GOOD, 1.0, level) for level in (-1, *range(0, 1000, 7))]
