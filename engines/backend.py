@@ -8,7 +8,7 @@ behind the name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
@@ -38,6 +38,7 @@ DEVICE_BUCKETS = (*BUCKETS, 32, 64)  # of a graphics processor, where many rows 
 START_INPUTS = ("image", "category", "seed", "plan")
 SEED_MASK = (1 << 24) - 1
 PROGRESS = ("steps_left", "plan", "level")
+GATED = frozenset({"openvino:bf16", "openvino:int8", "torch-cuda:bf16"})  # "auto" asks
 Precision = str  # "auto", "f32", "bf16" or, of TensorRT, "fp16"
 Answer = TypeVar("Answer", Progress, Evidence)
 Anything = TypeVar("Anything")
@@ -120,6 +121,17 @@ class BatchedBackend(ABC):
             raise EngineFault(f"{self.key} could not run {graph}: {last_line(error)}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a backend is opened for."""
+
+    bundle: Bundle
+    precision: Precision | Mapping[str, Precision]
+    capacity: int  # rows of state
+    threads: int | None
+    cache: Path | None  # of compiled graphs
+
+
 def open_backend(
     bundle: Bundle,
     name: str = "openvino",
@@ -136,7 +148,7 @@ def open_backend(
     """
     if name not in BACKENDS:
         raise BadConfig(f"there is no backend {name!r}; choose one of {', '.join(BACKENDS)}")
-    return BACKENDS[name](bundle, precision, capacity, threads, cache)
+    return BACKENDS[name](_Asked(bundle, precision, capacity, threads, cache))
 
 
 def build_engine(
@@ -223,59 +235,43 @@ def precision_of(
     return wanted
 
 
-def _open_torch(
-    bundle: Bundle,
-    precision: Precision | Mapping[str, Precision],
-    capacity: int,
-    threads: int | None,
-    cache: Path | None,
-) -> BatchedBackend:
-    del threads, cache  # torch's threads belong to the process, and nothing is compiled
+def _open_torch(asked: _Asked) -> BatchedBackend:
+    # Torch's threads belong to the process, and nothing is compiled.
     from engines.backend_torch import TorchBackend
     from engines.export import load_method
 
-    for graph in bundle.manifest.spec.graphs:
-        if precision_of(precision, graph) == "bf16":
+    for graph in asked.bundle.manifest.spec.graphs:
+        if precision_of(asked.precision, graph) == "bf16":
             raise BadConfig("the torch backend is the f32 reference; use precision f32 or auto")
-    return TorchBackend(load_method(bundle), capacity)
+    return TorchBackend(load_method(asked.bundle), asked.capacity)
 
 
-def _open_torch_cuda(
-    bundle: Bundle,
-    precision: Precision | Mapping[str, Precision],
-    capacity: int,
-    threads: int | None,
-    cache: Path | None,
-) -> BatchedBackend:
-    del threads, cache  # the GPU computes, and its graphs are recorded anew in every process
+def _open_torch_cuda(asked: _Asked) -> BatchedBackend:
+    # The GPU computes, and its graphs are recorded anew in every process.
     from engines.backend_torch_device import TorchDeviceBackend
     from engines.export import load_method
     from engines.torch_device import has_bf16, open_device
 
-    wanted, device = precision_of(precision, "step"), open_device("cuda")
+    wanted, device = precision_of(asked.precision, "step"), open_device("cuda")
     if wanted == "auto":
-        refused = _is_refused(bundle, "torch-cuda:bf16")
-        wanted = "bf16" if has_bf16(device) and not refused else "f32"
-    return TorchDeviceBackend(load_method(bundle), capacity, device.type, wanted)
+        is_offered = has_bf16(device) and "torch-cuda:bf16" not in _refused(asked.bundle)
+        wanted = "bf16" if is_offered else "f32"
+    return TorchDeviceBackend(load_method(asked.bundle), asked.capacity, device.type, wanted)
 
 
-def _open_openvino(
-    bundle: Bundle,
-    precision: Precision | Mapping[str, Precision],
-    capacity: int,
-    threads: int | None,
-    cache: Path | None,
-) -> BatchedBackend:
+def _open_openvino(asked: _Asked) -> BatchedBackend:
     from engines.backend_openvino import OpenVinoBackend
     from engines.quantised import load_quantised, offered_int8
 
+    bundle, precision = asked.bundle, asked.precision
     pins = bundle.manifest.configuration.get("precision", {})
     if not isinstance(pins, dict):
         raise BadBundle(f"bundle {bundle.folder}: precision is no table of graph names")
     built, quantised = engine_cache(bundle), None
     if precision == "auto":
-        other = "f32" if _is_refused(bundle, "openvino:bf16") else "auto"
-        quantised = None if _is_refused(bundle, "openvino:int8") else offered_int8(bundle, other)
+        refused = _refused(bundle)
+        other = "f32" if "openvino:bf16" in refused else "auto"
+        quantised = None if "openvino:int8" in refused else offered_int8(bundle, other)
         precision = "int8" if quantised else other
     elif "int8" in (precision if isinstance(precision, str) else precision.values()):
         quantised = load_quantised(bundle)
@@ -284,44 +280,32 @@ def _open_openvino(
         bundle.manifest.spec,
         precision=precision,
         pins=pins,
-        capacity=capacity,
-        threads=threads,
-        cache=cache or (built if built.is_dir() else None),
+        capacity=asked.capacity,
+        threads=asked.threads,
+        cache=asked.cache or (built if built.is_dir() else None),
         quantised=quantised,
     )
 
 
-def _open_tensorrt(
-    bundle: Bundle,
-    precision: Precision | Mapping[str, Precision],
-    capacity: int,
-    threads: int | None,
-    cache: Path | None,
-) -> BatchedBackend:
+def _open_tensorrt(asked: _Asked) -> BatchedBackend:
     # The GPU computes, and engines are built ahead, beside the bundle: no line compiles its own.
-    del threads, cache
     from engines.backend_tensorrt import open_tensorrt
 
-    return open_tensorrt(bundle, precision, capacity)
+    return open_tensorrt(asked.bundle, asked.precision, asked.capacity)
 
 
-def _is_refused(bundle: Bundle, key: str) -> bool:
-    """Whether a bundle has thresholds, but none for this engine: it failed the parity gate."""
-    calibration = bundle.calibration()
-    return calibration is not None and bool(calibration.entries) and key not in calibration.entries
-
-
-def _open_stub(
-    bundle: Bundle,
-    precision: Precision | Mapping[str, Precision],
-    capacity: int,
-    threads: int | None,
-    cache: Path | None,
-) -> BatchedBackend:
-    del precision, threads, cache  # nothing is computed
+def _open_stub(asked: _Asked) -> BatchedBackend:
     from engines.backend_stub import open_stub
 
-    return open_stub(bundle, capacity)
+    return open_stub(asked.bundle, asked.capacity)  # nothing is computed
+
+
+def _refused(bundle: Bundle) -> frozenset[str]:
+    """Engines that failed the parity gate: other ones have thresholds, they have none."""
+    calibration = bundle.calibration()
+    if calibration is None or not calibration.entries:
+        return frozenset()
+    return GATED - calibration.entries.keys()
 
 
 BACKENDS = {
