@@ -26,6 +26,10 @@ CATALOGUE: Final[dict[str, tuple[str, str]]] = {
     "language": ("Deutsch", "English"),
     "keys": ("Keys", "Tasten"),
     "notice": ("Notice", "Hinweis"),
+    "nowhere": ("There is no such page.", "Diese Seite gibt es nicht."),
+    "token_asked": ("Token of this line", "Token dieser Linie"),
+    "token_wrong": ("This is not its token.", "Das ist nicht ihr Token."),
+    "open": ("Open", "Öffnen"),
     # -- states of the line ------------------------------------------------------------------------
     "NO SERVER": ("NO SERVER", "KEIN SERVER"),
     "PARTS UNACCOUNTED": ("PARTS UNACCOUNTED", "TEILE OHNE URTEIL"),

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from pipeline.access.door import HEALTH, admits, bearer, is_loopback
+from pipeline.dashboard.texts import Speech, language_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,11 +25,15 @@ COOKIE = "assayline"
 LOGIN = "/login"
 BODY_MAX = 4096  # bytes of a form
 REFUSED = 4401  # code of a closed web socket
-FORM = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Assayline</title>
-<body style="font:1.2rem sans-serif;margin:4rem;background:#111;color:#eee">
-<form method="post" action="/login"><label>Token of this line
-<input type="password" name="token" autofocus autocomplete="current-password"></label>
-<button>Open</button></form>"""
+FORM = """<!doctype html><html lang="{language}"><meta charset="utf-8"><title>Assayline</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>:root {{ color-scheme: dark light; font: 1.2rem/1.5 sans-serif }}
+main {{ max-width: 26rem; margin: 15vh auto 0; padding: 1rem }}
+label, input, button {{ display: block; font: inherit; width: 100%; box-sizing: border-box }}
+input, button {{ padding: .5rem .8rem; margin: .3rem 0 1rem; min-height: 2.75rem }}</style>
+<main><h1>Assayline</h1>{notice}<form method="post" action="/login"><label>{asked}
+<input type="password" name="token" required autofocus autocomplete="current-password"></label>
+<button>{go}</button></form></main>"""
 GUARDED = {"Cache-Control": "no-store", "Content-Security-Policy": "default-src 'none'; "
            "style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"}  # fmt: skip
 
@@ -48,7 +53,7 @@ class Doorkeeper:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": REFUSED})
         elif scope["path"] == LOGIN and scope["method"] == "POST" and self._token:
-            await (await self._login(receive))(scope, receive, send)
+            await (await self._login(scope, receive))(scope, receive, send)
         else:
             await self._ask(scope)(scope, receive, send)
 
@@ -66,16 +71,27 @@ class Doorkeeper:
             text = "this page is served to this machine alone; give it a token to serve others"
             return PlainTextResponse(text, status_code=421)
         if "text/html" in _header(scope, b"accept"):
-            return HTMLResponse(FORM, status_code=401, headers=GUARDED)
+            return _form(scope)
         return PlainTextResponse("", status_code=401, headers={"WWW-Authenticate": "Bearer"})
 
-    async def _login(self, receive: Receive) -> Response:
+    async def _login(self, scope: Scope, receive: Receive) -> Response:
         shown = parse_qs(await _body(receive)).get("token", [""])[0]
         if not admits(self._token, shown):
-            return HTMLResponse(FORM, status_code=401, headers=GUARDED)
+            return _form(scope, is_wrong=True)
         response = RedirectResponse("/", status_code=303)
         response.set_cookie(COOKIE, self._pass, httponly=True, samesite="strict")
         return response
+
+
+def _form(scope: Scope, *, is_wrong: bool = False) -> Response:
+    say = Speech(language_of("", _header(scope, b"accept-language")))
+    content = FORM.format(
+        language=say.language,
+        notice=f'<p role="alert">{say("token_wrong")}</p>' if is_wrong else "",
+        asked=say("token_asked"),
+        go=say("open"),
+    )
+    return HTMLResponse(content, status_code=401, headers=GUARDED)
 
 
 def _header(scope: Scope, name: bytes) -> str:

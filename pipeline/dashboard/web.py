@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI, Response
-from nicegui import ui
+from nicegui import Client, ui
+from nicegui import app as library
 from starlette.requests import Request
 
 from engines.contracts import BadConfig, BadFrame
 from pipeline.dashboard.address import Address
 from pipeline.dashboard.health_page import health_page
+from pipeline.dashboard.nowhere_page import nowhere_page
 from pipeline.dashboard.page import line_page
 from pipeline.dashboard.picture import heated, outlined
 from pipeline.dashboard.reject_page import reject_page
@@ -44,6 +46,7 @@ def build_app(desk: Desk) -> FastAPI:
         return Response(desk.feed.view.state.value, status_code=503 if lost else 200)
 
     _serve_pages(desk)
+    _serve_nowhere(desk)
     ui.run_with(
         app,
         title=f"{desk.line} · Assayline",
@@ -82,6 +85,17 @@ def _serve_pages(desk: Desk) -> None:
     @ui.page("/threshold")
     def threshold(request: Request) -> None:
         threshold_page(desk, Address.of(request))
+
+
+def _serve_nowhere(desk: Desk) -> None:
+    @library.exception_handler(404)
+    def nowhere(request: Request, error: Exception) -> Response:
+        del error
+        if "text/html" not in request.headers.get("accept", ""):
+            return Response("there is no such thing", status_code=404, media_type="text/plain")
+        with Client(ui.page(""), request=request) as client:
+            nowhere_page(desk, Address.of(request))
+        return client.build_response(request, 404)
 
 
 def _serve_pictures(app: FastAPI, desk: Desk) -> None:

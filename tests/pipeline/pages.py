@@ -7,16 +7,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pipeline.lanes import Lane
+from pipeline.pulse import Pulse
 from tests.tiny_line import shared_bundle, write_line, write_parts
 
 if TYPE_CHECKING:
@@ -25,6 +28,14 @@ if TYPE_CHECKING:
 CHROMIUM = Path("/usr/bin/chromium")
 NEEDS_BROWSER = pytest.mark.skipif(not CHROMIUM.exists(), reason="chromium is not installed")
 PATIENCE_S = 90.0
+PAGES = {  # what is there once a page is whole
+    "/": "a.reject",
+    "/reject": ".stage img",
+    "/review": ".stage img",
+    "/threshold": ".figures .to_fail",
+    "/replay": ".stage img",
+    "/health": ".list tr",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +74,19 @@ def served(yaml: Path, port: int) -> Iterator[str]:
         address = f"http://127.0.0.1:{port}"
         until(lambda: answers(f"{address}/healthz"))
         yield address
+
+
+@contextmanager
+def cameras_alive(url: str, namespace: str, *cameras: str) -> Iterator[None]:
+    """Signs of life of these cameras, where a test plays their part."""
+
+    def beat(closing: threading.Event) -> None:
+        while not closing.wait(0.2):
+            for camera in cameras:
+                pulse.beat("ingest", camera, f"running {camera}")
+
+    with closing(Pulse(url, namespace)) as pulse, Lane("cameras", beat):
+        yield
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from pipeline.dashboard.window import REJECTS_SHOWN, SECOND_NS, LineWindow
 from pipeline.server import embedded_server
 from pipeline.stream import Ledger, Stream, open_stream
 from pipeline.wire import FrameEntry
+from tests.pipeline.pages import cameras_alive
 
 NOW = 1_800_000_000 * SECOND_NS
 CHROMIUM = Path("/usr/bin/chromium")
@@ -283,9 +284,14 @@ def test_a_lost_server_is_said_and_its_return_is_seen(namespace: str, tmp_path: 
     try:
         wait_until(lambda: feed.server_lost)
         assert feed.view.passed == 3
-        with embedded_server(tmp_path / "redis") as url, open_stream(url, namespace) as stream:
+        with (
+            embedded_server(tmp_path / "redis") as url,
+            cameras_alive(url, namespace, "left", "right"),
+            open_stream(url, namespace) as stream,
+        ):
             inspect_parts(stream, "left", stream.begin_epoch("left"), range(1, 3))
-            wait_until(lambda: feed.view.passed == 2 and feed.view.state is LineState.RUNNING)
+            wait_until(lambda: feed.view.passed == 2)
+            wait_until(lambda: feed.view.state is LineState.CAMERA_STARVING)  # the right one
     finally:
         stop.set()
         reader.join(10)
@@ -349,6 +355,7 @@ def test_a_browser_shows_the_line_without_leaving_the_machine(
     asked: list[str] = []
     with (
         open_stream(redis_url, namespace) as stream,
+        cameras_alive(redis_url, namespace, "left", "right"),
         served_page(tmp_path, redis_url, namespace) as address,
         sync_playwright() as playwright,
     ):
@@ -365,7 +372,15 @@ def test_a_browser_shows_the_line_without_leaving_the_machine(
         )
         page.screenshot(path=str(tmp_path / "line.png"))
         browser.close()
-    for word in ("PASS", "FAIL", "UNDECIDED", "deadline 1", "RUNNING", "left-000028", "Yield"):
+    for word in (
+        "PASS",
+        "FAIL",
+        "UNDECIDED",
+        "deadline 1",
+        "CAMERA STARVING",
+        "left-000028",
+        "Yield",
+    ):
         assert word in text
     outside = [url for url in asked if not url.startswith((address, "data:", "blob:", "ws://127."))]
     assert outside == []
