@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 OWN_FEATURES = "efficientnet-lite0"  # of the feature codec, unless others are named
 PUBLISHED_SIZES = {"DeCo-Diff": "full", "D3AD": "d3ad-full"}
 PUBLISHED_FEATURES = {"GLAD": "facebook/dino-vitb8", "D3AD": "microsoft/resnet-34"}
+FEWEST_STEPS = 15  # of GLAD's published settings
 NAMES = {"GLAD": "DINO ViT-B/8", "D3AD": "the adapted ResNet-34"}
 
 
@@ -20,7 +21,10 @@ def substitutions_of(settings: TrainSettings, categories: int) -> list[str]:
     named = _denoiser(settings) + _codec(settings) + _method(settings, categories)
     if has_bank(settings):
         rows = settings.bank_rows
-        named.append(f"severity bank of {rows} rows per category in start (extension)")
+        named.append(
+            f"severity bank of {rows} rows per category in start, frames like good parts make no "
+            "step (extension)"
+        )
     if settings.preconditioned:
         named.append("preconditioned denoiser (extension)")
     if settings.whitened and settings.method == "DRDC-style":
@@ -83,7 +87,10 @@ def _method(settings: TrainSettings, categories: int) -> list[str]:
     if settings.method == "D3AD":
         return [*_comparison(settings), *_d3ad(settings, categories)]
     if settings.method == "DRDC-style":
-        return ["DRDC-style: its paper leaves values open; ours are in the configuration"]
+        return [
+            "DRDC-style: its paper leaves values open; ours are in the configuration",
+            "refinement inpaints the latent (the paper: at the image's own resolution)",
+        ]
     return []
 
 
@@ -111,11 +118,15 @@ def _glad(settings: TrainSettings) -> list[str]:
     if options.get("reach") != "everywhere" and not settings.whitened:
         reach = f"{float(options.get('reach', 1)):g}"
         named.append(f"matches looked for {reach} cells around (the paper: in the whole picture)")
+    if (steps := int(options.get("steps", 10))) < FEWEST_STEPS:
+        named.append(f"{steps} steps (the paper: {FEWEST_STEPS} or 25)")
     if not settings.size.startswith(BY_PATH):
         named.append("trained from scratch (the paper fine-tunes Stable Diffusion)")
     return [
         *named,
-        "self-made anomaly textures (substitute for DTD), no text prompt and no guidance",
+        "self-made anomalies (substitute for Perlin masks and DTD), drawn once for "
+        f"{settings.variants} copies of each image",
+        "no text prompt and no guidance",
         "theta fitted on held-out good images (the paper: by the test metric), no foreground mask",
     ]
 
@@ -125,10 +136,11 @@ def _d3ad(settings: TrainSettings, categories: int) -> list[str]:
         severity = "severity from the patch bank (substitute for 20 neighbours of whole frames)"
     else:
         severity = "no severity: every frame takes the deepest level"
-    named = [
-        severity,
-        "bins and fusion constants fitted on held-out good images (the paper: on the test set)",
-    ]
+    named = [severity]
+    if has_bank(settings):
+        named.append("bins of held-out good images (the paper: of those trained on)")
+    if not settings.whitened:
+        named.append("maps scaled by held-out good images (the paper: by the test set)")
     if categories > 1:
         named.append("one network for all categories (the paper: one each)")
     return named

@@ -1,6 +1,9 @@
-"""Anomalies of kinds that no scorer learns from: to weigh evidence and to fit early exit on.
+"""Anomalies drawn by rules that no scorer learns from: to weigh evidence, to fit early exit on.
 
-A scorer that were weighed on its own kind of anomalies would always seem the best evidence.
+A scorer that were weighed on its own anomalies would always seem the best evidence. These are its
+distant kin all the same: pieces of other parts and shuffled cells are among what it learns from,
+here with other outlines, tones and strengths. So a scorer has to win by a wide margin
+(``engines.methods.shares``).
 """
 
 from __future__ import annotations

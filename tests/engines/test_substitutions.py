@@ -26,7 +26,10 @@ def test_published_networks_are_no_substitutes(name: str) -> None:
     assert [one for one in found if "substitute for" in one] == {
         "decodiff": [],
         "d3ad": ["severity from the patch bank (substitute for 20 neighbours of whole frames)"],
-        "glad": ["self-made anomaly textures (substitute for DTD), no text prompt and no guidance"],
+        "glad": [
+            "self-made anomalies (substitute for Perlin masks and DTD), drawn once for 8 copies of "
+            "each image"
+        ],
     }[name]
 
 
@@ -45,6 +48,11 @@ def test_published_networks_are_no_substitutes(name: str) -> None:
         ({"method": "DRDC-style", "whitened": True}, "of the covers, the last"),
         ({"method": "GLAD"}, "in-loop test on latents"),
         ({"method": "GLAD", "options": {"reach": 2}}, "2 cells around"),
+        ({"method": "GLAD"}, "10 steps (the paper: 15 or 25)"),
+        ({"method": "GLAD", "variants": 2}, "drawn once for 2 copies"),
+        ({"method": "DRDC-style"}, "inpaints the latent"),
+        ({"method": "D3AD"}, "bins of held-out good images (the paper: of those trained on)"),
+        ({"method": "D3AD"}, "maps scaled by held-out good images (the paper: by the test set)"),
         ({"method": "D3AD", "bank_rows": 0}, "every frame takes the deepest level"),
         (
             {"method": "GLAD", "codec": "vae", "features": {"network": "path", "path": "my.onnx"}},
@@ -60,9 +68,13 @@ def test_every_switch_is_named(settings: dict[str, Any], words: str) -> None:
 def test_what_is_not_used_is_not_named() -> None:
     """A VAE without features has no bank, a walk as published no departure, whitened no layers."""
     assert "layers" not in told(method="D3AD", whitened=True)
+    assert "maps scaled" not in told(method="D3AD", whitened=True)
+    assert "bins" not in told(method="D3AD", bank_rows=0)
     assert "bank" not in told(codec="vae")
-    published = told(method="GLAD", options={"test": "decoded", "reach": "everywhere"})
+    options = {"test": "decoded", "reach": "everywhere", "steps": 25}
+    published = told(method="GLAD", options=options)
     assert "in-loop test" not in published
+    assert "steps (" not in published
     assert "matches" not in published
     assert "one network for all" not in told(method="D3AD")
     assert "one network for all" in told(2, method="D3AD")
