@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -24,8 +25,9 @@ SILENT_S = 10.0  # a process that stopped beating for so long hangs
 QUICK_S = 10.0  # a process that ends sooner counts as a quick crash
 QUICK_MAX = 5  # in a row, before it has ever worked; then the line gives up
 BACK_OFF_S = (0.0, 0.2, 0.5, 1.0, 2.0)  # before the first, second, ... restart
-# Below the sink and the cameras, which have to be on time; the page is nicer still, by itself.
-NICENESS = {"inspect": 5}
+# The sink keeps the gate, so it goes first where the machine allows that; the workers come after
+# the cameras, which have to be on time too. The page is nicer still, by itself.
+NICENESS = {"inspect": 5, "sink": -5}
 DISPENSABLE = {"dashboard"}  # inspection goes on without it
 LOG_BYTES = 10_000_000
 # A server that is away comes back; until then its line waits.
@@ -251,7 +253,13 @@ class Crew:
 
 def _bound_to_us(niceness: int) -> Callable[[], object]:
     """Run between fork and exec: even SIGKILL of the supervisor leaves no process behind."""
-    if not sys.platform.startswith("linux"):
-        return lambda: os.nice(niceness)
-    prctl = ctypes.CDLL(None).prctl  # loaded before the fork
-    return lambda: (os.nice(niceness), prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
+    on_linux = sys.platform.startswith("linux")
+    prctl = ctypes.CDLL(None).prctl if on_linux else None  # loaded before the fork
+
+    def bind() -> None:
+        if prctl is not None:
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # to go first is a right that few have
+            os.nice(niceness)
+
+    return bind

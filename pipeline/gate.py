@@ -4,8 +4,8 @@ It answers UNDECIDED(deadline) for whatever is still open shortly before its gat
 compare-and-set as the inspectors, so it needs none of them to be alive. It is a thread of the sink.
 
 A thread of a busy machine wakes late. What is not answered in one look has to wait for the end of
-the next, so the keeper measures the time from look to end, remembers the longest of late, and
-answers that much earlier.
+the next, so the keeper measures the time from each look to the end of the next, however many looks
+it takes until none is left, remembers the longest of late, and answers that much earlier.
 
 The server's clock may be set while parts are on their way. Set forward, their gates seem to have
 passed and they are answered at once. Set back, their gates would seem far away: what is due later
@@ -34,6 +34,7 @@ REST_SHARE = 0.1  # of the shortest gate: no frame is admitted with so little ti
 BACK_OFF_S = 0.2
 LATE_AT_FIRST_MS = 50.0  # what is assumed before anything has been measured
 LATE_MAX_MS = 1000.0  # a machine that sleeps longer than this is beyond what a margin can mend
+WARY = 1.5  # the next delay may be so many times the longest of late
 FORGET_S = 60.0  # a lateness has lost two thirds of its weight after so long
 STEP_MS = 20.0  # a clock that falls behind by more was set back
 SLACK_MS = 250.0  # how far clocks of honest processes may lie apart
@@ -107,64 +108,82 @@ class GateKeeper:
         self._gates_ms = dict(gates_ms or {})
         self._clock = SteadyClock(max(self._gates_ms.values(), default=0.0))
         self.lateness = Lateness()
+        self._looked_s: float | None = None  # monotonic; None where no look is to be measured
 
     def run(self, stop: threading.Event) -> None:
         """Tick until ``stop``; a lost server is waited for."""
-        _hurry()
-        looked_s = time.monotonic()
+        hurry()
         wait_s = PERIOD_MS / 1000
         while not stop.wait(wait_s):
-            began_s = time.monotonic()
             try:
-                self.tick()
+                self.tick(waited_ms=wait_s * 1000)
             except StreamLost:
-                looked_s, wait_s = time.monotonic() + BACK_OFF_S, BACK_OFF_S
+                self._looked_s, wait_s = None, BACK_OFF_S
                 continue
-            self.lateness.note((time.monotonic() - looked_s - wait_s) * 1000)
             facts.gauge("gate_lateness_seconds", self.lateness.ms / 1e3)
-            looked_s, wait_s = began_s, self.pause_ms / 1000
+            wait_s = self.pause_ms / 1000
 
     @property
     def pause_ms(self) -> float:
         """Until the next look: a rest where nothing is near, so that an idle line costs little."""
         return PERIOD_MS if self._is_near else max(PERIOD_MS, self._rest_ms)
 
-    def tick(self, now_ns: int | None = None) -> list[Verdict]:
-        """Answer what would be late by the end of the next tick; the verdicts that were given.
+    def tick(self, now_ns: int | None = None, *, waited_ms: float = 0.0) -> list[Verdict]:
+        """Answer what would be late by the end of the next look; the verdicts that were given.
 
         ``now_ns`` is the server's clock; its uncertainty, the period and the lateness of late are
-        taken off the gate too.
+        taken off the gate too. ``waited_ms`` since the tick before were meant.
         """
         given: list[Verdict] = []
         self._is_near = False
-        while heads := list(self._expiring(now_ns)):  # one look is bounded: look until none is left
-            decided_ns = self._stream.now_ns() if now_ns is None else now_ns
-            given += self._stream.answer_all_open(
-                [undecided(head, Reason.DEADLINE, decided_ns) for head in heads]
-            )
-        return given
+        while True:  # one look is bounded: look until none is left
+            began_s = time.monotonic()
+            heads = self._expiring(now_ns)
+            if heads:
+                decided_ns = self._stream.now_ns() if now_ns is None else now_ns
+                given += self._stream.answer_all_open(
+                    [undecided(head, Reason.DEADLINE, decided_ns) for head in heads]
+                )
+            self._note(began_s, waited_ms)
+            if not heads:
+                return given
+            waited_ms = 0.0
 
-    def _expiring(self, now_ns: int | None) -> Iterator[FrameHead]:
+    def _note(self, began_s: float, waited_ms: float) -> None:
+        """Learn from a look that has just ended how long the one before it had to reach."""
+        if self._looked_s is not None:
+            self.lateness.note((time.monotonic() - self._looked_s) * 1000 - waited_ms)
+        self._looked_s = began_s
+
+    def _expiring(self, now_ns: int | None) -> list[FrameHead]:
+        """Frames that have to be answered now; every camera in one round trip."""
         unclear_ms = self._stream.clock_uncertainty_ms
         now = self._clock.read(self._stream.now_ns(), unclear_ms) if now_ns is None else now_ns
-        sure_ms = self._margin_ms + PERIOD_MS + unclear_ms
-        late_ms = self.lateness.ms
+        due_ns = {camera: now + int(self._ahead_ms(camera) * 1e6) for camera in self._cameras}
+        rest_ns = int(self._rest_ms * 1e6)
+        near = self._stream.deadlines({name: due + rest_ns for name, due in due_ns.items()})
+        self._is_near |= bool(near)
+        due = {frame: at for frame, at in near.items() if at <= due_ns[frame.partition("/")[0]]}
+        return [*self._stamped_before(now), *self._stream.heads(due)]
+
+    def _ahead_ms(self, camera: str) -> float:
+        """How long before its gate a part of this camera is answered."""
+        late_ms, step_ms = WARY * self.lateness.ms, self._clock.set_back_ms
+        gate_ms = self._gates_ms.get(camera, 0.0)
+        ahead_ms = self._margin_ms + PERIOD_MS + self._stream.clock_uncertainty_ms
+        ahead_ms += min(late_ms, self._late_max_ms.get(camera, late_ms))
+        return ahead_ms + (step_ms if step_ms <= gate_ms else 0.0)
+
+    def _stamped_before(self, now_ns: int) -> Iterator[FrameHead]:
+        """Frames due later than any exposed now could be, after a clock was set back."""
+        if not self._clock.set_back_ms:
+            return
         for camera in self._cameras:
-            ahead_ms = sure_ms + min(late_ms, self._late_max_ms.get(camera, late_ms))
-            gate_ms = self._gates_ms.get(camera, 0.0)
-            step_ms = self._clock.set_back_ms
-            if step_ms:
-                horizon_ns = now + int((gate_ms + SLACK_MS + unclear_ms) * 1e6)
-                yield from self._stream.due_after(camera, horizon_ns)
-            ahead_ms += step_ms if step_ms <= gate_ms else 0.0
-            due_ns = now + int(ahead_ms * 1e6)
-            rested_ns = due_ns + int(self._rest_ms * 1e6)
-            if self._stream.expiring(camera, rested_ns, count=1):
-                self._is_near = True
-                yield from self._stream.expiring(camera, due_ns)
+            far_ms = self._gates_ms.get(camera, 0.0) + SLACK_MS + self._stream.clock_uncertainty_ms
+            yield from self._stream.due_after(camera, now_ns + int(far_ms * 1e6))
 
 
-def _hurry() -> None:
+def hurry() -> None:
     """On Linux a thread has a niceness of its own; below 0 needs a right that few have."""
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError):

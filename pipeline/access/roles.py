@@ -75,7 +75,7 @@ ROLES: dict[str, tuple[str, tuple[Grant, ...]]] = {
             ("xack xtrim xgroup|create", "W verdicts"),
             ("hdel", "W unacted"),
             ("zrange", "R open"),
-            ("hmget", "R heads"),
+            ("hget hmget", "R heads"),
             ("set del", "W alive:sink"),
         ),
     ),

@@ -231,14 +231,44 @@ class Stream(Verdicts):
 
     def expiring(self, camera: str, before_ns: int, count: int = 64) -> list[FrameHead]:
         """Open frames whose deadline is at or before ``before_ns``, most urgent first."""
-        keys = self._of(camera)
-        with self._translated():
-            ids = self._commands.zrange(
-                keys.open, "-inf", before_ns // 1000, byscore=True, offset=0, num=count
-            )
-            heads = self._commands.hmget(keys.heads, ids) if ids else []
-        pairs = zip(ids, heads, strict=True)
-        return [_known(camera, entry_id.decode(), head, before_ns) for entry_id, head in pairs]
+        return self.heads(self.deadlines({camera: before_ns}, count))
+
+    def deadlines(self, before_ns: Mapping[str, int], count: int = 64) -> dict[str, int]:
+        """Open frames of each camera due at or before its ``before_ns``: id -> deadline, ns.
+
+        All cameras in one round trip; of each the most urgent come first.
+        """
+        found: dict[str, int] = {}
+        with self._translated(), self._commands.pipeline(transaction=False) as pipe:
+            for camera, until_ns in before_ns.items():
+                pipe.zrange(
+                    self._of(camera).open,
+                    "-inf",
+                    until_ns // 1000,
+                    byscore=True,
+                    offset=0,
+                    num=count,
+                    withscores=True,
+                )
+            replies = pipe.execute()
+        for camera, pairs in zip(before_ns, replies, strict=True):
+            for entry_id, deadline_us in pairs:
+                found[f"{camera}/{entry_id.decode()}"] = int(deadline_us) * 1000
+        return found
+
+    def heads(self, deadlines: Mapping[str, int]) -> list[FrameHead]:
+        """What is known of open frames, given with their deadlines; in one round trip."""
+        places = {frame_id: self._place(frame_id) for frame_id in deadlines}
+        if not places:
+            return []
+        with self._translated(), self._commands.pipeline(transaction=False) as pipe:
+            for keys, entry_id in places.values():
+                pipe.hget(keys.heads, entry_id)
+            found = pipe.execute()
+        return [
+            _known(frame_id, head, deadlines[frame_id])
+            for frame_id, head in zip(places, found, strict=True)
+        ]
 
     def due_after(self, camera: str, after_ns: int, count: int = 64) -> list[FrameHead]:
         """Open frames whose deadline is later than ``after_ns``."""
@@ -249,7 +279,7 @@ class Stream(Verdicts):
             )
             heads = self._commands.hmget(keys.heads, ids) if ids else []
         pairs = zip(ids, heads, strict=True)
-        return [_known(camera, entry_id.decode(), head, after_ns) for entry_id, head in pairs]
+        return [_known(f"{camera}/{entry.decode()}", head, after_ns) for entry, head in pairs]
 
     def answer_open(self, verdict: Verdict) -> bool:
         """Answer a frame whoever works on it; False if it has its verdict already."""
@@ -341,14 +371,14 @@ def _answer_arguments(
     return [*fence, ledger_field(verdict), *record, QUARANTINE_LENGTH]
 
 
-def _known(camera: str, entry_id: str, head: bytes | None, deadline_ns: int) -> FrameHead:
+def _known(frame_id: str, head: bytes | None, deadline_ns: int) -> FrameHead:
     """What the head says, or no more than the name: a head of another version stops no gate."""
     try:
         return head_from(head or b"")
     except BadFrame:
         return FrameHead(
-            frame_id=f"{camera}/{entry_id}",
-            camera=camera,
+            frame_id=frame_id,
+            camera=frame_id.partition("/")[0],
             captured_ns=deadline_ns,
             deadline_ns=deadline_ns,
         )

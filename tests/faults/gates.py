@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from engines.contracts import StreamLost
+from pipeline.gate import hurry
 from pipeline.lanes import Lane
 from pipeline.stream import open_stream
 from pipeline.watch import BEGINNING
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 MARGIN_MS = 5.0
 READY_S = 0.5
-BLOCK_MS = 200
+BLOCK_MS, FEW = 200, 8  # few at once, so that reading them takes no time
 AGAIN_S = 0.005
 
 
@@ -54,11 +55,12 @@ class Onlooker:
 
     def follow(self, camera: str, closing: threading.Event) -> None:
         """Look until ``closing``; a server that comes back is read from its beginning."""
+        hurry()
         after = BEGINNING
         while not closing.is_set():
             try:
                 self._stream.now_ns()  # so that its clock is known before something comes
-                found = self._stream.follow_verdicts(camera, after, block_ms=BLOCK_MS)
+                found = self._stream.follow_verdicts(camera, after, FEW, BLOCK_MS)
             except StreamLost:
                 after = BEGINNING
                 closing.wait(AGAIN_S)

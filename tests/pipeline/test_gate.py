@@ -114,13 +114,32 @@ def test_lateness_is_its_peak_and_is_forgotten(monkeypatch: pytest.MonkeyPatch) 
     assert lateness.ms == 3.0
 
 
+def test_a_long_tick_teaches_no_more_than_its_longest_look(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts that come due while others are answered take looks of their own; none is foreseen."""
+    for number in range(1, 31):
+        admit(stream, f"cam/1-{number}", number * MS)
+    keeper, passed_ms = GateKeeper(stream, ["cam"]), []
+    answer_all = stream.answer_all_open
+
+    def slowly(verdicts: Sequence[Verdict]) -> list[Verdict]:
+        time.sleep(0.03)
+        passed_ms.append(30)
+        return answer_all(verdicts[:1])
+
+    monkeypatch.setattr(stream, "answer_all_open", slowly)
+    assert len(keeper.tick(100 * MS)) == 30
+    assert sum(passed_ms) > 800 > 2 * keeper.lateness.ms
+
+
 def test_it_rests_while_nothing_is_near(stream: Stream) -> None:
     """Looks are rare on an idle line, frequent while an open frame is due within a rest."""
     keeper = GateKeeper(stream, ["cam"], MARGIN_MS, {"cam": 500.0})
     keeper.lateness.note(0.0)
     admit(stream, "cam/1-1", 10_000 * MS)
     pauses = []
-    for now_ms in (1_000, 9_000, 9_925):
+    for now_ms in (1_000, 9_000, 9_900):
         assert keeper.tick(now_ms * MS) == []
         pauses.append(keeper.pause_ms)
     assert pauses == [REST_MS, REST_MS, PERIOD_MS]
