@@ -41,7 +41,7 @@ def quantised_graph(path: Path, choice: Choice, samples: Sequence[Named]) -> tup
     model = load_openvino().Core().read_model(str(path))
     layers = {op.get_friendly_name() for op in model.get_ops() if is_chosen(op, choice)}
     if not layers:
-        return _bytes(model), 0
+        return model_bytes(model), 0
     others = [
         op.get_friendly_name()
         for op in model.get_ops()
@@ -55,7 +55,7 @@ def quantised_graph(path: Path, choice: Choice, samples: Sequence[Named]) -> tup
             subset_size=len(samples),
             ignored_scope=nncf.IgnoredScope(names=others, validate=False),
         )
-    return _bytes(made), len(layers)
+    return model_bytes(made), len(layers)
 
 
 def is_chosen(op: Any, choice: Choice) -> bool:  # noqa: ANN401 - openvino ships no types
@@ -96,7 +96,7 @@ def _has_bias(op: Any) -> bool:  # noqa: ANN401
     )
 
 
-def _bytes(model: Any) -> Model:  # noqa: ANN401
+def model_bytes(model: Any) -> Model:  # noqa: ANN401
     """The two files of a model, as bytes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.xml"

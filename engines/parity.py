@@ -152,11 +152,13 @@ def build_and_compare(
 ) -> ParityReport:
     """Compile a bundle's engines into its cache and let them pass the gate, else remove them.
 
-    Raises ParityError where they disagree with torch on the bundle's parity set.
+    Raises ParityError where they disagree with torch on the bundle's parity set; what was built
+    before, in other precisions and for other backends, stays.
     """
     from engines.parity_set import load_frames
 
-    frames = load_frames(bundle)
+    frames, cache = load_frames(bundle), engine_cache(bundle)
+    held = _entries(cache)
     build_engine(bundle, backend, precision)
     progress(0.2)
     with (
@@ -166,17 +168,20 @@ def build_and_compare(
         report = compare(bundle, compiled, reference, frames.images, frames.categories)
     progress(1.0)
     if not report.passed:
-        _discard(engine_cache(bundle), precision)
+        refused = {cache / "int8"} if precision == "int8" else set()  # made for this build
+        _discard((_entries(cache) - held) | (_entries(cache) & refused))
     return report.require()
 
 
-def _discard(cache: Path, precision: str) -> None:
-    """Remove what was compiled; int8 graphs were made apart from the others and go apart."""
+def _entries(folder: Path) -> set[Path]:
+    return set(folder.iterdir()) if folder.is_dir() else set()
+
+
+def _discard(paths: set[Path]) -> None:
     import shutil
 
-    for made in list(cache.iterdir()) if cache.is_dir() else ():
-        if (made.name == "int8") is (precision == "int8"):
-            shutil.rmtree(made) if made.is_dir() else made.unlink()
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def calibrated_limits(calibration: Calibration | None, keys: Sequence[str]) -> LimitOf:

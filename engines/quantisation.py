@@ -42,9 +42,11 @@ if TYPE_CHECKING:
     from engines.bundle import Bundle, GraphName
     from engines.contracts import UInt8
     from engines.nncf_layers import Choice
+    from engines.parity import ParityReport
     from engines.quantised import Model
 
     Told = Callable[[float, str], None]  # share done in [0, 1], one line of facts
+    GraphOf = Callable[[GraphName, Choice], tuple[Model, int]]
 
 IMAGES = 48  # to calibrate on, at most; each gives step as many samples as its plan has calls
 ROUNDS, BATCH = 5, 8  # of timing
@@ -66,6 +68,7 @@ class Made:
     rung: Rung
     models: dict[GraphName, Model]
     layers: dict[GraphName, int]
+    report: ParityReport
 
 
 RUNGS = (
@@ -92,7 +95,12 @@ def quantise(
     pairs = pairs or list(zip(frames.categories, frames.images, strict=True))
     with _opened(bundle, {}) as reference:
         samples = sampled(bundle, reference, pairs[evenly(len(pairs), IMAGES)])
-        made = _agreeing(bundle, reference, samples, told)
+
+        @functools.cache
+        def graph_of(name: GraphName, choice: Choice) -> tuple[Model, int]:
+            return quantised_graph(bundle.path(f"{name}.onnx"), choice, samples[name])
+
+        made = agreeing(bundle, reference, graph_of, told)
     record = Quantised(
         bundle_id=bundle.bundle_id,
         openvino=openvino_version(),
@@ -141,15 +149,18 @@ def row_times(bundle: Bundle, models: Mapping[GraphName, Model]) -> dict[str, fl
     return {name: round(statistics.median(each[1:]), 3) for name, each in times.items()}
 
 
-def _agreeing(bundle: Bundle, reference: OpenVinoBackend, samples: Samples, told: Told) -> Made:
-    """The first rung that the gate lets through."""
-    frames = load_frames(bundle)
+def agreeing(
+    bundle: Bundle,
+    reference: OpenVinoBackend,
+    graph_of: GraphOf,
+    told: Told,
+    kind: str = "int8",
+) -> Made:
+    """The first rung that the gate lets through; ParityError names the errors of all of them.
 
-    @functools.cache
-    def graph_of(name: GraphName, choice: Choice) -> tuple[Model, int]:
-        return quantised_graph(bundle.path(f"{name}.onnx"), choice, samples[name])
-
-    refused = []
+    ``graph_of``: a graph with a choice of its layers in ``kind``, and how many those are.
+    """
+    frames, refused = load_frames(bundle), []
     for done, rung in enumerate(RUNGS):
         told(done / len(RUNGS), rung.told)
         parts = {name: graph_of(name, choice) for name, choice in rung.choices.items()}
@@ -161,12 +172,12 @@ def _agreeing(bundle: Bundle, reference: OpenVinoBackend, samples: Samples, told
             report = compare(bundle, engine, reference, frames.images, frames.categories)
         if report.passed:
             told(1.0, f"{rung.told}: {report.sentence()}")
-            return Made(rung, models, layers)
+            return Made(rung, models, layers, report)
         epsilons = max(plan.max_epsilons for plan in report.plans)
         outside = sum(plan.flips_outside for plan in report.plans)
         refused.append(f"{rung.told}: {epsilons:.1f} of the allowed score error, {outside} flips")
     raise ParityError(
-        f"int8 is not offered, it disagrees with f32 ({'; '.join(refused) or 'no layers to take'})"
+        f"{kind} is not offered, it disagrees with f32 ({'; '.join(refused) or 'no layers'})"
     )
 
 

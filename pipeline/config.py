@@ -156,8 +156,8 @@ class WorkerSettings(Settings):
     processes: PositiveInt = 1
     index: NonNegativeInt = 0  # which of them this one is; the supervisor says
     backend: Literal["torch", "torch-cuda", "openvino", "tensorrt", "stub"] = "openvino"
-    # fp16 is TensorRT's; int8 is OpenVINO's, where `assayline build` made it
-    precision: Literal["auto", "f32", "bf16", "fp16", "int8"] = "auto"
+    # fp16 and fp8 are TensorRT's; int8 is where `assayline build` made it
+    precision: Literal["auto", "f32", "bf16", "fp16", "int8", "fp8"] = "auto"
     threads: PositiveInt | None = None  # of the CPU runtime; absent = it chooses
     slots: PositiveInt = 32  # rows in flight
     batch_max: int = Field(default=16, ge=1, le=64)  # rows in one call; a CPU takes 16 at most

@@ -15,14 +15,16 @@ from engines.contracts import BadBundle, BadConfig, EngineFault
 from engines.gpu.engine_file import EngineKey, engine_folder, write_engine
 from engines.gpu.executable import Port
 from engines.gpu.ports import Ports, check_ports, ports_of
-from engines.gpu.precision import precisions_of, summary_of
+from engines.gpu.precision import EIGHT_BITS, precisions_of, summary_of
 from engines.gpu.target import Target, Timings, find_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from engines.bundle import Bundle, GraphName
+    from engines.contracts import UInt8
+    from engines.gpu.eight import EightBitGraphs
     from engines.gpu.libraries import Library
 
 
@@ -33,18 +35,23 @@ def build_engines(
     *,
     target: Target | None = None,
     progress: Callable[[float, str], None] = lambda *_: None,
+    eight: EightBitGraphs | None = None,
 ) -> str:
     """Build the engines of all three graphs below ``folder`` and return the backend's key.
 
-    ``target``: absent, whatever the library that is here builds for by itself. ``progress`` is told
-    the share done and what is built. Raises BadConfig for a library or precision that is not there,
-    BadBundle for graphs that cannot be read, EngineFault where a build fails.
+    ``target``: absent, whatever the library that is here builds for by itself. ``eight``: graphs in
+    int8 or fp8 where they are made already. ``progress`` is told the share done and what is built.
+    Raises BadConfig for a library or precision that is not there, BadBundle for graphs that cannot
+    be read, ParityError where eight bits are too few, EngineFault where a build fails.
     """
     target = target or find_target()
     summary, cache = summary_of(precision), folder or engine_cache(bundle)
-    for done, (graph, kind) in enumerate(precisions_of(bundle, precision).items()):
+    kinds = precisions_of(bundle, precision)
+    eight = eight or eight_bits_for(bundle, kinds, target)
+    for done, (graph, kind) in enumerate(kinds.items()):
         progress(done / len(GRAPHS), f"{graph} in {kind} by {target.library}")
-        data = typed_graph(bundle, graph, kind)
+        made = eight.files.get(graph) if eight else None
+        data = made or typed_graph(bundle, graph, kind)
         engine, ports = build_graph(bundle, graph, data, target, cache)
         key = EngineKey(
             bundle_id=bundle.bundle_id,
@@ -63,8 +70,34 @@ def build_engines(
     return f"tensorrt:{summary}"
 
 
+def eight_bits_for(
+    bundle: Bundle,
+    kinds: Mapping[GraphName, str],
+    target: Target,
+    images: Mapping[str, Sequence[UInt8]] | None = None,
+    progress: Callable[[float, str], None] = lambda *_: None,
+) -> EightBitGraphs | None:
+    """What of a bundle takes eight bits; None where none is asked for.
+
+    ``images``: good model inputs by category to calibrate on. Raises BadConfig for GPUs without fp8
+    and ParityError where no choice of layers agrees with f32, both before anything is built.
+    """
+    if not EIGHT_BITS & set(kinds.values()):
+        return None
+    if "fp8" in kinds.values():
+        target.require_fp8()
+    try:
+        from engines.gpu.eight import eight_bit_graphs
+    except ModuleNotFoundError as error:
+        raise BadConfig("building engines needs onnx; pip install onnx") from error
+    return eight_bit_graphs(bundle, kinds, images, progress)
+
+
 def typed_graph(bundle: Bundle, graph: GraphName, kind: str) -> bytes:
-    """The ONNX file of a graph in the types that it is to be computed in."""
+    """The ONNX file of a graph in the types that it is to be computed in.
+
+    What takes no eight bits of a graph in int8 or fp8 is fp16.
+    """
     try:
         from engines.gpu.half import halved, read_graph
     except ModuleNotFoundError as error:

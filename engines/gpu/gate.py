@@ -9,16 +9,18 @@ from pydantic import BaseModel, ConfigDict
 
 from engines.backend import engine_cache, open_backend
 from engines.contracts import EngineFault
-from engines.gpu.building import build_engines
+from engines.gpu.building import build_engines, eight_bits_for
 from engines.gpu.device import open_device
 from engines.gpu.engine_file import engine_folder
+from engines.gpu.precision import EightBits, precisions_of
 from engines.gpu.target import Target, capability_name, find_target
 from engines.parity import ParityReport, compare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from engines.bundle import Bundle
+    from engines.contracts import UInt8
 
 
 class BuildReport(BaseModel):
@@ -30,15 +32,17 @@ class BuildReport(BaseModel):
     compute: tuple[str, ...]
     parity: ParityReport | None
     ungated: str | None  # why nothing was compared
+    eight_bits: EightBits | None = None  # of an engine in int8 or fp8
 
     def sentence(self) -> str:
         """The outcome for people."""
+        what = f"{self.eight_bits.sentence()}; " if self.eight_bits else ""
         if self.parity is not None:
-            return self.parity.sentence()
+            return what + self.parity.sentence()
         where = f" for {', '.join(self.compute)}" if self.compute else ""
         return (
-            f"{self.backend} is built{where} by {self.library}, but the parity gate could not "
-            f"run here: {self.ungated}"
+            f"{what}{self.backend} is built{where} by {self.library}, but the parity gate could "
+            f"not run here: {self.ungated}"
         )
 
 
@@ -47,18 +51,21 @@ def build_and_gate(
     precision: str = "auto",
     compute: Sequence[str] = (),
     progress: Callable[[float, str], None] = lambda *_: None,
+    images: Mapping[str, Sequence[UInt8]] | None = None,
 ) -> BuildReport:
     """Build into the bundle's cache; raises ParityError, and keeps nothing, where engines disagree.
 
     Without a GPU that the engines were built for they are kept, and the report says that nothing
-    was compared.
+    was compared. ``images``: good model inputs by category, to calibrate int8 or fp8 on.
     """
-    target = find_target(compute)
+    target, kinds = find_target(compute), precisions_of(bundle, precision)
+
+    def within(first: float, last: float) -> Callable[[float, str], None]:
+        return lambda share, told: progress(first + (last - first) * share, told)
+
+    eight = eight_bits_for(bundle, kinds, target, images, within(0, 0.5))
     key = build_engines(
-        bundle,
-        precision,
-        target=target,
-        progress=lambda share, told: progress(0.8 * share, told),
+        bundle, precision, target=target, eight=eight, progress=within(0.5 if eight else 0, 0.8)
     )
     reason = _cannot_run(target)
     parity = None if reason else _compared(bundle, key.partition(":")[2], progress)
@@ -69,6 +76,7 @@ def build_and_gate(
         compute=target.compute,
         parity=parity,
         ungated=reason,
+        eight_bits=eight.told if eight else None,
     )
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LibraryName = Literal["tensorrt", "tensorrt_rtx"]
 EXTRAS: dict[LibraryName, str] = {"tensorrt": "gpu", "tensorrt_rtx": "gpu-rtx"}
 OLDEST, NEWEST = (10, 12), 11  # of tensorrt; RTX counts for itself
-HARMLESS = ("Int64 binding",)  # warnings about what is meant
+HARMLESS = ("Int64 binding", "scales to fp32")  # warnings about what is meant
 DTYPES = {"FLOAT": "float32", "INT32": "int32", "INT64": "int64", "UINT8": "uint8"}
 WARNING = 30
 

@@ -10,14 +10,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from engines.bundle import GRAPHS
+from pydantic import BaseModel, ConfigDict
+
+from engines.bundle import GRAPHS, GraphName
 from engines.contracts import BadBundle, BadConfig
+from engines.parity import ParityReport
 
 if TYPE_CHECKING:
-    from engines.bundle import Bundle, GraphName
+    from engines.bundle import Bundle
 
-PRECISIONS = ("f32", "fp16", "bf16")
+EIGHT_BITS = {"int8", "fp8"}  # of learned layers where the gate allows it; the rest is fp16
+PRECISIONS = ("f32", "fp16", "bf16", "int8", "fp8")
 AUTO = "fp16"  # three bits more than bf16, and networks here stay in its range; the gate decides
+
+
+class EightBits(BaseModel):
+    """What of a bundle takes eight bits, and what the gate found on the CPU."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    layers: str  # which, in words
+    counts: dict[GraphName, int]  # of layers; the rest of a graph is fp16
+    calibrated_on: str
+    on_cpu: ParityReport
+
+    def sentence(self) -> str:
+        """What people should know of it."""
+        counts = ", ".join(f"{count} layers of {name}" for name, count in self.counts.items())
+        return (
+            f"{counts} ({self.layers}), calibrated on {self.calibrated_on}: "
+            f"{self.on_cpu.sentence()}"
+        )
 
 
 def precisions_of(bundle: Bundle, asked: str | Mapping[str, str]) -> dict[GraphName, str]:

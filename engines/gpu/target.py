@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+FP8_FROM = 89  # compute capability
 WORKSPACE_BYTES = 4 << 30  # that a kernel may ask for; the GPU holds state rows and contexts too
 
 
@@ -24,6 +25,16 @@ class Target:
     library: Library
     compute: tuple[str, ...]  # SM86, ...; empty = whatever the library builds for by itself
     buckets: tuple[int, ...] = DEVICE_BUCKETS
+
+    def require_fp8(self) -> None:
+        """Raise BadConfig unless every GPU computes in fp8."""
+        without = [name for name in self.compute if int(name[2:]) < FP8_FROM]
+        if without or not self.compute:
+            told = f"{', '.join(without)} has none" if without else "name them"
+            raise BadConfig(
+                f"fp8 needs GPUs from SM{FP8_FROM} on, {told}: build with --compute SM{FP8_FROM}, "
+                "or in int8"
+            )
 
     def config(self, builder: Any, network: Any) -> Any:  # noqa: ANN401 - TensorRT ships no types
         """The builder's settings for a network; each bucket is a profile of fixed shapes."""

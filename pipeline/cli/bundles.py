@@ -25,7 +25,7 @@ Category = Annotated[
     list[str] | None, typer.Option("--category", help="Only this category; may be repeated.")
 ]
 BackendName = Annotated[str, typer.Option(help="openvino, tensorrt, torch or torch-cuda.")]
-Precision = Annotated[str, typer.Option(help="auto, f32, bf16; fp16: tensorrt; int8: openvino.")]
+Precision = Annotated[str, typer.Option(help="auto, f32, bf16, int8; tensorrt: fp16, fp8 too.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON.")]
 
 
@@ -284,7 +284,7 @@ def build(
     bundle: BundlePath,
     data: Annotated[
         Path | None,
-        typer.Argument(help="int8: good images to calibrate on; the parity frames if absent."),
+        typer.Argument(help="int8, fp8: good images to calibrate on; else the parity frames."),
     ] = None,
     backend: BackendName = "openvino",
     precision: Precision = "auto",
@@ -301,11 +301,11 @@ def build(
     from engines.bundle import open_bundle
 
     with stages() as progress:
-        if precision == "int8":
+        if precision == "int8" and backend != "tensorrt":
             for line in _quantised(open_bundle(bundle), backend, data, partial(progress, "int8")):
                 out.print(line)
         report = _built(
-            open_bundle(bundle), backend, precision, compute, partial(progress, "build")
+            open_bundle(bundle), backend, precision, compute, data, partial(progress, "build")
         )
     out.print(report.sentence())
     if json_file:
@@ -321,7 +321,7 @@ def _quantised(
     from engines.thresholds import unseen_good
 
     if backend != "openvino":
-        raise BadConfig(f"int8 is quantised by OpenVINO for itself, not for {backend}")
+        raise BadConfig(f"there is int8 for openvino and tensorrt, not for {backend}")
     made = quantise(bundle, unseen_good(bundle, data, None) if data else None, progress)
     return made.sentences()
 
@@ -331,13 +331,16 @@ def _built(
     backend: str,
     precision: str,
     compute: list[str] | None,
+    data: Path | None,
     progress: Callable[[float, str], None],
 ) -> Any:  # noqa: ANN401 - the report of either way
     """Only TensorRT's engines may be built where they cannot run."""
     if backend == "tensorrt":
         from engines.gpu.gate import build_and_gate
+        from engines.thresholds import unseen_good
 
-        return build_and_gate(bundle, precision, compute or (), progress)
+        images = unseen_good(bundle, data, None) if data else None
+        return build_and_gate(bundle, precision, compute or (), progress, images)
     from engines.contracts import BadConfig
     from engines.parity import build_and_compare
 

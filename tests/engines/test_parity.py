@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from engines.backend import engine_cache
 from engines.backend_torch import TorchBackend
 from engines.bundle import Bundle
 from engines.calibration_fit import Wanted, fit_calibration
 from engines.contracts import BadBundle, ParityError
 from engines.parity import Limit, ParityReport, build_and_compare, compare
+from engines.parity_set import ParitySet
 from tests.engines.exported import Exported, build_sketch, draw_parts, exported, sealed
 from tests.engines.sketch_parts import Sketch
 from tests.engines.sketches import DecoDiffSketch
@@ -135,6 +140,36 @@ def test_limits_come_from_the_calibration(bundle: Bundle, sketch: Exported) -> N
     assert report.thresholds
     assert report.passed
     assert report.flips == 0
+
+
+@pytest.mark.parametrize("precision", ["f32", "int8"])
+def test_what_was_built_before_outlives_a_refusal(
+    sketch: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Only what this build made goes; int8 graphs are made for it, a step earlier."""
+    bundle = sealed(sketch, tmp_path / "sketch")
+    cache = engine_cache(bundle)
+    for name in ("tensorrt-fp16", "int8"):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "step.engine").write_bytes(b"of an hour ago")
+    (cache / "older.blob").write_bytes(b"compiled for f32")
+    parts = draw_parts(sketch.method, 2, seed=1)
+    images = np.stack([part.image for part in parts])
+    frames = ParitySet(images, tuple(part.category for part in parts), near=(False,) * 2)
+    refused = SimpleNamespace(passed=False, require=Mock(side_effect=ParityError("it disagrees")))
+
+    def build(*_: object) -> str:
+        (cache / "newer.blob").write_bytes(b"")
+        return f"openvino:{precision}"
+
+    monkeypatch.setattr("engines.parity_set.load_frames", lambda _: frames)
+    monkeypatch.setattr("engines.parity.build_engine", build)
+    monkeypatch.setattr("engines.parity.open_backend", lambda *_: sketch.openvino())
+    monkeypatch.setattr("engines.parity.compare", lambda *_: refused)
+    with pytest.raises(ParityError, match="it disagrees"):
+        build_and_compare(bundle, "openvino", precision)
+    kept = {"tensorrt-fp16", "older.blob", *(["int8"] if precision == "f32" else [])}
+    assert {path.name for path in cache.iterdir()} == kept
 
 
 def test_a_bundle_without_parity_frames_is_refused(bundle: Bundle) -> None:

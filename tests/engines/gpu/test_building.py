@@ -256,8 +256,8 @@ def test_a_gpu_that_is_not_here_must_be_named(demo: Bundle, tmp_path: Path) -> N
     with pytest.raises(BadConfig, match="builds nothing for SM90; choose among SM75, SM80"):
         find_target(("SM90",))
     assert find_target().compute == ()
-    with pytest.raises(BadConfig, match="no precision 'fp8' for tensorrt; choose auto, f32, fp16"):
-        build_engine(demo, "tensorrt", "fp8", tmp_path)
+    with pytest.raises(BadConfig, match="no precision 'fp4' for tensorrt; choose auto, f32, fp16"):
+        build_engine(demo, "tensorrt", "fp4", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
