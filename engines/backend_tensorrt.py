@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 from engines.backend import DEVICE_BUCKETS, PROGRESS, BatchedBackend, bucket_of, columns
@@ -20,7 +21,7 @@ from engines.contracts import EngineFault, Evidence, Progress, Rows, UInt8
 from engines.gpu.device import open_device
 from engines.gpu.faults import DeviceLost
 from engines.gpu.graph_cache import GraphCache
-from engines.gpu.graph_run import FRAMES, TOLD, GraphRun
+from engines.gpu.graph_run import FRAMES, STAGES, TOLD, GraphRun
 from engines.gpu.lease import Lease
 from engines.gpu.ring import FrameRing
 from engines.gpu.rows import StateTable, idle_slots, padded_slots, row_bytes
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from engines.backend import Precision
     from engines.bundle import Bundle, GraphName, GraphsSpec
     from engines.contracts import Int32
-    from engines.gpu.device import Device
+    from engines.gpu.device import Device, Event
     from engines.gpu.executable import Executable
 
 Anything = TypeVar("Anything")
@@ -72,6 +73,7 @@ class TensorRtBackend(BatchedBackend):
         self._lost = ""  # what the device said last
         self._coming: deque[UInt8] = deque()  # frames of the parts that follow
         self._is_sent = False  # whether the next part's frames are on their way
+        self._moments: list[Event] = []  # between stages
         with Lease(device) as lease:
             self._lease = lease
             for executable in executables.values():
@@ -100,6 +102,19 @@ class TensorRtBackend(BatchedBackend):
         self._guarded(graph, self._launch, graph, size, idle_slots(size))
         self._guarded(graph, self._done.synchronise)
         return True
+
+    def stages_ms(self, graph: GraphName, size: int) -> dict[str, float]:
+        """Milliseconds of each stage of one call on the device, kernel by kernel and on no row.
+
+        Frames are not among what is copied in: they travel while another call computes.
+        """
+        self.rehearse(graph, size)
+        return self._guarded(graph, self._staged, graph, size)
+
+    def bytes_moved(self, graph: GraphName, size: int) -> tuple[int, int]:
+        """Bytes that one call of a full bucket sends to the device and brings back."""
+        run = self._runs[graph]
+        return run.bytes_up(size) + run.frame_bytes * size, run.bytes_down(size)
 
     def close(self) -> None:
         """Give everything back once nothing uses it; what a lost device says then is known."""
@@ -150,6 +165,16 @@ class TensorRtBackend(BatchedBackend):
         run.write_slots(slots)
         self._graphs.run((graph, size), partial(run.queue, size))
         self._done.record(self._compute)
+
+    def _staged(self, graph: GraphName, size: int) -> dict[str, float]:
+        while len(self._moments) <= len(STAGES):
+            self._moments.append(self._lease.event(timed=True))
+        moments, run = iter(self._moments), self._runs[graph]
+        run.write_slots(idle_slots(size))
+        run.queue(size, lambda: next(moments).record(self._compute))
+        self._compute.synchronise()
+        spans = [after.elapsed_ms(before) for before, after in pairwise(self._moments)]
+        return dict(zip(STAGES, spans, strict=True))
 
     def _progress(self, graph: GraphName, count: int) -> Progress:
         self._done.synchronise()

@@ -16,7 +16,7 @@ from engines.gpu.executable import Port
 from engines.gpu.rows import Moves, Strip, row_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from engines.bundle import GraphName, GraphSpec
     from engines.gpu.device import Stream
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FRAMES = "image"  # the one input that comes by the ring
 SLOT = Port("slots", "int32", ())
+STAGES = ("copy in", "gather", "compute", "scatter", "copy out")
 TOLD = Port("progress", "int32", (len(PROGRESS),))  # steps_left, plan, level
 Ports = dict[str, Port]
 
@@ -75,6 +76,12 @@ class GraphRun:
         """Where the frames of a batch lie."""
         return self._addresses[FRAMES]
 
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one frame; 0 where a graph takes none."""
+        frames = self.inputs.get(FRAMES)
+        return row_bytes(frames.dtype, frames.shape) if frames else 0
+
     def write(self, columns: Mapping[str, AnyArray]) -> None:
         """Rows of the inputs that the host sends with the next call."""
         for name, entry in self._up.items():
@@ -88,20 +95,26 @@ class GraphRun:
         """Rows that came back from the last call, once it is done."""
         return self._down[name].read(count)
 
-    def queue(self, size: int) -> None:
-        """Queue one bucket; nothing waits."""
+    def queue(self, size: int, mark: Callable[[], None] = lambda: None) -> None:
+        """Queue one bucket; nothing waits. ``mark`` is called before, between and after stages."""
         device, stream, slots = self._device, self._stream, self._slots.address
+        mark()
         for entry in (self._slots, *self._up.values()):
             entry.upload(device, size, stream)
+        mark()
         if self._before is not None:
             self._before.queue("gather_rows", size, slots, stream)
+        mark()
         self._executable.enqueue(size, stream.handle)
+        mark()
         if self._after is not None:
             self._after.queue("scatter_rows", size, slots, stream)
         if self._telling is not None:
             self._telling.queue("gather_rows", size, slots, stream)
+        mark()
         for entry in self._down.values():
             entry.download(device, size, stream)
+        mark()
 
     def bytes_up(self, size: int) -> int:
         """Bytes that one bucket sends to the device, frames aside."""

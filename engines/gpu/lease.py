@@ -61,9 +61,9 @@ class Lease:
         self._streams.append(stream)
         return stream
 
-    def event(self) -> Event:
-        """An event that takes no time of passing."""
-        return self.keep(self.device.event())
+    def event(self, *, timed: bool = False) -> Event:
+        """An event; it takes no time of passing unless it is to."""
+        return self.keep(self.device.event(timed=timed))
 
     def settle(self) -> None:
         """Wait until nothing is under way, as far as the device still answers."""

@@ -21,6 +21,7 @@ from engines.costs import measure_costs
 from engines.gpu.checked_parts import CheckedEvent
 from engines.gpu.device_checked import CheckedDevice
 from engines.gpu.faults import DeviceLost
+from engines.gpu.graph_run import STAGES
 from engines.inspector import Inspector, inspect_all
 from tests.engines.exported import Exported, draw_parts, exported, rows_of, sealed
 from tests.engines.gpu.host_engines import host_engines, on_host
@@ -167,6 +168,40 @@ def test_a_step_moves_a_few_integers_of_each_row(glad: Exported, device: Checked
         told, area = backend.traffic["finish"], int(np.prod(glad.spec.map_size))
         assert device.copied["upload"] == told.bytes_up == 8 * SLOT_BYTES
         assert device.copied["download"] == told.bytes_down == 8 * 4 * (area + 1)
+
+
+def test_what_a_call_moves_is_known_beforehand(glad: Exported, device: CheckedDevice) -> None:
+    """``bytes_moved`` says of every graph and bucket what the device is then seen to copy."""
+    with on_host(glad, 64, device)[0] as backend:
+        for size in DEVICE_BUCKETS:
+            rows, slots = drawn(glad, size, 2), list(range(size))
+            calls = {
+                "start": lambda rows=rows, slots=slots: backend.start(rows, slots),
+                "step": lambda slots=slots: backend.step(slots),
+                "finish": lambda slots=slots: backend.finish(slots),
+            }
+            for graph, call in calls.items():
+                device.copied.clear()
+                call()
+                seen = device.copied["upload"], device.copied["download"]
+                assert backend.bytes_moved(graph, size) == seen
+            assert backend.bytes_moved("step", size) == (SLOT_BYTES * size, FEW_BYTES * size)
+
+
+def test_stages_of_a_call_are_timed_on_no_row(glad: Exported, device: CheckedDevice) -> None:
+    """Copies, moves and the engine add up to the call, and rows in flight are as before."""
+    rows, slots = drawn(glad, 5, 4), [4, 0, 3, 1, 2]
+    with on_host(glad, 8, device)[0] as backend:
+        backend.start(rows, slots)
+        before = backend.finish(slots)
+        for graph in GRAPHS:
+            for _ in range(2):
+                began_ms = device.now_ms
+                found = backend.stages_ms(graph, 4)
+                assert tuple(found) == STAGES
+                assert 0 < found["compute"] < sum(found.values()) <= device.now_ms - began_ms
+        after = backend.finish(slots)
+        assert np.array_equal(before.anomaly_map, after.anomaly_map)
 
 
 def test_the_host_waits_once_in_a_call(glad: Exported, device: CheckedDevice) -> None:
