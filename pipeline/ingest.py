@@ -34,13 +34,14 @@ from pipeline.telemetry import facts, reporting
 from pipeline.wire import FrameEntry, FrameHead, head_of, undecided
 
 ROLE = "ingest"
-SETTLE_S = 0.1  # how often the journal learns what has been answered
-LOOK_S = 0.02  # how often a waiting source looks for a credit
+SETTLE_S = 0.25  # how often the journal learns what has been answered
+LOOK_S = 0.02  # how often a waiting source looks for credits
+WORTH = 0.25  # of its credits, which it waits for: frames together cost half of frames one by one
 RETRY_MAX_S = 2.0
 OWED_MAX = 50_000  # frames journalled while the server is away; then the source has to wait
 BEHIND_MAX = 1_000  # frames that no sink has acted on; a source that can wait lets it catch up
 CLEAR_MS = 5.0  # a clock known less well than this shortens the gate
-STOP_PATIENCE_S = 10.0
+STOP_PATIENCE_S = 1.5  # of a stopped line: two seconds later every part has its verdict
 ACT_PATIENCE_S = 3.0  # for a sink to act on the last verdicts; some outputs never do
 
 
@@ -303,10 +304,14 @@ class Intake:
         self._stream.refuse(undecided(head, reason, self._stream.now_ns()), begun=True)
         facts.count("frames_refused_total", camera=head.camera, recipe=head.recipe, reason=reason)
 
-    def _has_credit(self) -> bool:
-        """Whether one more frame may be open; asks the server only when the last answer is used."""
+    def _has_credit(self, least: int = 1) -> bool:
+        """Whether one more frame may be open; asks the server only when the last answer is used.
+
+        Then ``least`` frames or none.
+        """
         if self._credits <= 0:
-            self._credits = self._ask_credits()
+            free = self._ask_credits()
+            self._credits = free if free >= least else 0
         return self._credits > 0
 
     def _ask_credits(self) -> int:
@@ -323,7 +328,8 @@ class Intake:
         if self._failures:
             return can_wait or owed >= OWED_MAX
         try:
-            return can_wait and (owed >= BEHIND_MAX or not self._has_credit())
+            worth = max(1, int(WORTH * self._camera.credits))
+            return can_wait and (owed >= BEHIND_MAX or not self._has_credit(worth))
         except StreamLost as error:
             self._lose(error)
             return True
