@@ -20,6 +20,7 @@ from tests.faults.report import totals, write_report
 from tests.faults.rounds import Hurt, Look, Round, run_round
 
 ROUND_S = 90.0
+LONG_MINUTES, ISOLATED = 30, 5000
 
 
 def main() -> int:
@@ -31,7 +32,7 @@ def main() -> int:
     if not asked.resume:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    others = _isolation(folder, asked) if asked.isolation else _read(folder / "isolation.json")
+    others = _isolation(folder, asked)
     left_s = 60 * asked.minutes - sum(one.seconds for one in rounds)
     number = asked.round if asked.round is not None else len(rounds)
     while left_s > 0:
@@ -47,7 +48,8 @@ def main() -> int:
         f"{told['residual']}, duplicates {told['duplicates']}, "
         f"{len(told['wrongs'])} broken invariants, {told['gates_checked']} gates watched"
     )
-    return 1 if told["wrongs"] or told["residual"] or told["duplicates"] else 0
+    crossed = [one for one in others.values() if one["ratio"] > one["ratio_max"]]
+    return 1 if told["wrongs"] or told["residual"] or told["duplicates"] or crossed else 0
 
 
 def _round(number: int, asked: argparse.Namespace, seconds: float, folder: Path) -> Round:
@@ -80,19 +82,27 @@ def _asked() -> argparse.Namespace:
     parser.add_argument(
         "--isolation",
         type=int,
-        default=0,
         metavar="FRAMES",
-        help="first measure what faults of one camera cost another, over so many",
+        help=f"first measure what faults of one camera cost another, over so many; {ISOLATED} "
+        f"where the run takes {LONG_MINUTES} minutes or more, 0 = not at all",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
     return parser.parse_args()
 
 
 def _isolation(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
+    """What is known of it already, or is measured now."""
+    known = _read(folder / "isolation.json")
+    is_long = asked.minutes >= LONG_MINUTES and asked.round is None and asked.bundle is None
+    frames = (ISOLATED if is_long else 0) if asked.isolation is None else asked.isolation
+    return known or (_measured_isolation(folder, asked.seed, frames) if frames else {})
+
+
+def _measured_isolation(folder: Path, seed: int, frames: int) -> dict[str, Any]:
     place = folder.resolve() / "isolation"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    told = {"isolation": measure_isolation(place, asked.isolation, asked.seed)}
+    told = {"isolation": measure_isolation(place, frames, seed)}
     (folder / "isolation.json").write_text(json.dumps(told) + "\n")
     print(told, flush=True)
     return told
