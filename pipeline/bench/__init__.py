@@ -23,6 +23,7 @@ __all__ = ["BENCHES", "Asked", "Report", "Result", "print_bench", "run_bench"]
 
 FOLDER = Path("runs/bench")
 ALL = "all"
+CPU = "openvino"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class Asked:
     full: bool = False  # `scheduler`: as many frames as its promises name
     folder: Path = FOLDER  # where reports are kept
     bundles: tuple[Path, ...] = ()  # to compare, for `presets`
+    backend: str = CPU  # `engine`: the one that is measured
+    precision: str = "auto"  # of a device's engine; the CPU's are all measured
 
 
 def run_bench(what: str, asked: Asked) -> Report:
@@ -76,6 +79,10 @@ def _engine(asked: Asked) -> Report:
     # Spinning OpenMP threads of two runtimes in one process wait for each other's cores; the
     # choice must stand before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if asked.backend != CPU:
+        from pipeline.bench.device import bench_device
+
+        return bench_device(asked.bundle, asked.backend, asked.precision)
     from pipeline.bench.engine import bench_engine
 
     return bench_engine(asked.bundle, asked.data)
@@ -101,6 +108,13 @@ def _capacity(asked: Asked) -> Report:
     )
 
 
+def _dashboard(asked: Asked) -> Report:
+    del asked
+    from pipeline.bench.dashboard import bench_dashboard
+
+    return bench_dashboard()
+
+
 def _presets(asked: Asked) -> Report:
     from pipeline.bench.presets import bench_presets
 
@@ -114,4 +128,7 @@ BENCHES = {
     "line": _line,
     "capacity": _capacity,
 }
-ALONE = {"presets": _presets}  # not of `all`: it compares the bundles it is told
+ALONE = {  # not of `all`
+    "presets": _presets,  # it compares the bundles it is told
+    "dashboard": _dashboard,  # it needs the extra of that name
+}

@@ -89,7 +89,10 @@ def verify(
 
 def bench(
     what: Annotated[
-        str, typer.Argument(help="transport, engine, scheduler, line, capacity, presets or all.")
+        str,
+        typer.Argument(
+            help="transport, engine, scheduler, line, capacity, presets, dashboard or all."
+        ),
     ] = "all",
     bundles: Annotated[
         list[Path] | None, typer.Argument(help="presets: bundles to compare on --data.")
@@ -107,6 +110,10 @@ def bench(
     full: Annotated[
         bool, typer.Option("--full", help="scheduler: a million frames, for minutes.")
     ] = False,
+    backend: Annotated[
+        str, typer.Option(help="engine: openvino, or a GPU's: tensorrt, torch-cuda.")
+    ] = "openvino",
+    precision: Annotated[str, typer.Option(help="engine: of a GPU's engine.")] = "auto",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write JSON here as well as to runs/bench.")
     ] = None,
@@ -117,7 +124,17 @@ def bench(
     """
     from pipeline.bench import Asked, print_bench, run_bench
 
-    asked = Asked(bundle, data, frames, rate, gate, full, bundles=tuple(bundles or ()))
+    asked = Asked(
+        bundle,
+        data,
+        frames,
+        rate,
+        gate,
+        full,
+        bundles=tuple(bundles or ()),
+        backend=backend,
+        precision=precision,
+    )
     result = run_bench(what, asked)
     print_bench(result, out)
     if json_file is not None:
