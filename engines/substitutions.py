@@ -13,6 +13,7 @@ OWN_FEATURES = "efficientnet-lite0"  # of the feature codec, unless others are n
 PUBLISHED_SIZES = {"DeCo-Diff": "full", "D3AD": "d3ad-full"}
 PUBLISHED_FEATURES = {"GLAD": "facebook/dino-vitb8", "D3AD": "microsoft/resnet-34"}
 FEWEST_STEPS = 15  # of GLAD's published settings
+DECAY = "weight decay 1e-4 (the paper: .01)"
 NAMES = {"GLAD": "DINO ViT-B/8", "D3AD": "the adapted ResNet-34"}
 
 
@@ -127,6 +128,7 @@ def _glad(settings: TrainSettings) -> list[str]:
         "self-made anomalies (substitute for Perlin masks and DTD), drawn once for "
         f"{settings.variants} copies of each image",
         "no text prompt and no guidance",
+        DECAY,
         "theta fitted on held-out good images (the paper: by the test metric), no foreground mask",
     ]
 
@@ -136,7 +138,7 @@ def _d3ad(settings: TrainSettings, categories: int) -> list[str]:
         severity = "severity from the patch bank (substitute for 20 neighbours of whole frames)"
     else:
         severity = "no severity: every frame takes the deepest level"
-    named = [severity]
+    named = [severity, DECAY]
     if has_bank(settings):
         named.append("bins of held-out good images (the paper: of those trained on)")
     if not settings.whitened:

@@ -50,6 +50,7 @@ def test_published_networks_are_no_substitutes(name: str) -> None:
         ({"method": "GLAD", "options": {"reach": 2}}, "2 cells around"),
         ({"method": "GLAD"}, "10 steps (the paper: 15 or 25)"),
         ({"method": "GLAD", "variants": 2}, "drawn once for 2 copies"),
+        ({"method": "D3AD"}, "weight decay 1e-4"),
         ({"method": "DRDC-style"}, "inpaints the latent"),
         ({"method": "D3AD"}, "bins of held-out good images (the paper: of those trained on)"),
         ({"method": "D3AD"}, "maps scaled by held-out good images (the paper: by the test set)"),
