@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engines.contracts import ADAPTIVE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from engines.costs import CostTable
     from engines.depths import DepthMix, Depths
@@ -87,6 +88,23 @@ class Outlook:
             steps = self._depths.steps[0 if job.asked == ADAPTIVE else job.asked]
         walk_ns = owed_steps * prices.step + steps * prices.step_after
         return prices.start + walk_ns + prices.finish
+
+    def pays_to_start(self, joining: int, walking: Sequence[Job], older: int, waiting: int) -> bool:
+        """Whether others start before those who walk make their next step.
+
+        ``older`` of the ``walking`` are due before all who would join; each of them waits for that
+        call. What sharing their next steps saves, everyone gains of the ``waiting``. So a machine
+        that shares nothing walks one frame to its end, and a queue is what makes sharing pay.
+        """
+        costs = self._costs
+        alone_ns = costs.call_ns("step", len(walking)) + costs.call_ns("step", joining)
+        together = min(len(walking) + joining, self._batch_max)
+        saved_ns = alone_ns - costs.call_ns("step", together)
+        fresh = math.inf
+        if self._mix is not None:
+            fresh = self._mix.share_made * self._mix.steps_below(-1)
+        shared = min(fresh, max((job.steps_left for job in walking), default=0))
+        return saved_ns * shared * waiting >= costs.call_ns("start", joining) * older
 
     def limit(self, jobs: Iterable[Job], prices: Prices, now_ns: float) -> tuple[int | None, bool]:
         """The deepest plan that waiting jobs may take, and whether all would be in time by it."""

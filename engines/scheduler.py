@@ -168,7 +168,7 @@ class Scheduler:
             return Turn("finish", self._sharing("finish", done))
         if asking := [job for job in walking if self._asks(job)]:
             return Turn("look", self._sharing("finish", asking))
-        if joining and not self._is_step_urgent(joining, walking, prices, now_ns):
+        if joining and self._may_start(joining, walking, prices, now_ns):
             return Turn("start", joining)
         return Turn("step", self._sharing("step", walking))
 
@@ -333,17 +333,17 @@ class Scheduler:
         turn_ns = prices.start + prices.step_after + prices.finish
         return bool(walking and self._waiting) and done[0].due_ns - now_ns > 2 * turn_ns
 
-    def _is_step_urgent(
+    def _may_start(
         self, joining: Sequence[Job], walking: Sequence[Job], prices: Prices, now_ns: float
     ) -> bool:
-        """Whether starting others would make somebody late who walks and is due before them."""
-        after_ns = now_ns + self.costs.sure_ns("start", len(joining)) + prices.finish
+        """Whether those who walk and are due first can wait for others to start, and gain by it."""
         first_due_ns = min(job.due_ns for job in joining)
-        return any(
-            after_ns + job.steps_left * prices.tick > job.due_ns
-            for job in walking
-            if job.due_ns < first_due_ns
-        )
+        older = [job for job in walking if job.due_ns < first_due_ns]
+        after_ns = now_ns + self.costs.sure_ns("start", len(joining)) + prices.finish
+        if any(after_ns + job.steps_left * prices.tick > job.due_ns for job in older):
+            return False
+        waiting = len(self._waiting)
+        return self._outlook.pays_to_start(len(joining), walking, len(older), waiting)
 
     def _cut_in(self, job: Job) -> float:
         """Calls until a job may stop before its end; inf where it may not."""
