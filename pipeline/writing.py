@@ -19,6 +19,8 @@ from pipeline.telemetry import facts
 
 LOOK_S = 0.05
 TOGETHER = 8  # answers in one round trip, at most
+GATHER_S = 0.025  # how long an answer waits for others while the worker is busy
+HURRY = 8  # times that long to the gate: what has less left waits for nobody
 GRACE_S = 5.0  # how long a lost server holds up the end of the process
 
 
@@ -72,16 +74,36 @@ class VerdictWriter:
                 continue
 
     def _write_on(self, closing: threading.Event) -> None:
-        while not (closing.is_set() and self._findings.empty()):
+        while self._judged or not (closing.is_set() and self._findings.empty()):
             try:
-                finding, found_ns = self._findings.get(timeout=LOOK_S)
+                finding, found_ns = self._findings.get(timeout=self._patience_s(closing))
             except queue.Empty:
+                if self._judged:
+                    self._send_judged()
                 continue
             self._judged.append(self._weigh(finding, found_ns))
-            # Findings of one turn share a round trip; they wait for one picture at most.
-            has_picture = bool(self._judged[-1].answer.picture_png)
-            if self._findings.empty() or has_picture or len(self._judged) >= TOGETHER:
+            if len(self._judged) >= TOGETHER or self._is_due(closing):
                 self._send_judged()
+
+    def _is_due(self, closing: threading.Event) -> bool:
+        """Whether what is judged is sent now; others wait for one picture at most."""
+        has_picture = bool(self._judged[-1].answer.picture_png)
+        return has_picture or (self._findings.empty() and self._patience_s(closing) <= 0)
+
+    def _patience_s(self, closing: threading.Event) -> float:
+        """How long to wait for the next finding, before what is judged is sent.
+
+        Findings of one turn share a round trip. While frames queue for the engine anyway, so do
+        those of two or three turns, unless a gate is near.
+        """
+        if not self._judged:
+            return LOOK_S
+        first = self._judged[0]
+        waited_s = time.perf_counter() - first.began_s
+        left_s = (first.held.entry.deadline_ns - self._stream.estimated_now_ns()) / 1e9
+        if not self._frames.is_busy or closing.is_set() or left_s < HURRY * GATHER_S:
+            return 0.0
+        return max(0.0, GATHER_S - waited_s)
 
     def _weigh(self, finding: Finding, found_ns: int) -> Judged:
         held = self._frames.held(finding.frame_id)

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
     from pipeline.config import LineSettings
     from pipeline.evidence.lots import Lots
-    from pipeline.outputs.output import Output
 
 __all__ = ["OutputLane", "open_outputs"]
 
 QUEUE = 1024  # verdicts, of outputs that write to a disk
+GATHER_S = 0.1  # that nobody waits for what these write
 
 
 @contextmanager
@@ -26,16 +26,17 @@ def open_outputs(settings: LineSettings) -> Iterator[list[OutputLane]]:
     """The outputs a line asks for, open and running; leaving drains them."""
     with ExitStack() as stack:
         chosen = list(_chosen(settings, stack))
-        yield [stack.enter_context(OutputLane(*one)) for one in chosen]
+        yield [stack.enter_context(one) for one in chosen]
 
 
-def _chosen(settings: LineSettings, stack: ExitStack) -> Iterator[tuple[Output, int]]:
-    """Outputs and their queue lengths; an output's libraries load only where it is asked for."""
+def _chosen(settings: LineSettings, stack: ExitStack) -> Iterator[OutputLane]:
+    """Outputs with their queues; an output's libraries load only where it is asked for."""
     sinks, run_dir = settings.sinks, settings.run_dir
     if sinks.jsonl:
         from pipeline.outputs.jsonl import Jsonl
 
-        yield Jsonl(sinks.jsonl.path or run_dir / "verdicts.jsonl", sinks.jsonl.fsync), QUEUE
+        log = Jsonl(sinks.jsonl.path or run_dir / "verdicts.jsonl", sinks.jsonl.fsync)
+        yield OutputLane(log, QUEUE, gather_s=GATHER_S)
     if sinks.archive:
         from pipeline.originals import original_of
         from pipeline.outputs.archive import Archive
@@ -45,19 +46,20 @@ def _chosen(settings: LineSettings, stack: ExitStack) -> Iterator[tuple[Output, 
         if lots:
             from pipeline.outputs.evidence import Evidence
 
-            yield Evidence(lots), QUEUE
+            yield OutputLane(Evidence(lots), QUEUE, gather_s=GATHER_S)
         crops = {camera.name: camera.crop for camera in settings.cameras}
         keeping = [camera.name for camera in settings.cameras if camera.originals_bytes]
         originals = dict.fromkeys(keeping, partial(original_of, run_dir))
-        yield Archive(folder, sinks.archive.max_bytes, crops, originals, lots), QUEUE
+        archive = Archive(folder, sinks.archive.max_bytes, crops, originals, lots)
+        yield OutputLane(archive, QUEUE, concerned=archive.keeps)
     if sinks.mqtt:
         from pipeline.outputs.mqtt import Mqtt
 
-        yield Mqtt(sinks.mqtt), sinks.mqtt.queue
+        yield OutputLane(Mqtt(sinks.mqtt), sinks.mqtt.queue)
     if sinks.webhook:
         from pipeline.outputs.webhook import Webhook
 
-        yield Webhook(sinks.webhook), sinks.webhook.queue
+        yield OutputLane(Webhook(sinks.webhook), sinks.webhook.queue)
 
 
 def _lots(archive: Path, stack: ExitStack) -> Lots:

@@ -63,9 +63,14 @@ class Archive:
             raise BadConfig(f"the archive {folder} cannot be made: {error}") from error
         self._count_existing()
 
+    @staticmethod
+    def keeps(verdict: Verdict) -> bool:
+        """Whether a part with this verdict is kept."""
+        return verdict.decision is not Decision.PASS
+
     def act(self, delivery: VerdictDelivery, closing: threading.Event) -> None:  # noqa: ARG002 - Output
         """Keep one part; a full archive forgets its oldest, a full disk raises OSError."""
-        if delivery.verdict.decision is Decision.PASS:
+        if not self.keeps(delivery.verdict):
             return
         stem = stem_of(delivery)
         if stem in self._parts:

@@ -1,5 +1,8 @@
 """One output's thread and its bounded queue.
 
+To wake a thread costs more than most outputs do for a verdict; so one that nobody waits for gathers
+verdicts for a moment, and one that a verdict does not concern is not woken at all.
+
 A full queue is an overrun: counted, and the verdict is done as far as this output is concerned. A
 failure is counted too. Of either, the first in a row is an event; a broken output may not fill the
 log.
@@ -13,20 +16,30 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from engines.contracts import Verdict
 from pipeline.lanes import Lane
 from pipeline.outputs.output import Output, StillOwed
 from pipeline.stream import VerdictDelivery
 from pipeline.telemetry import facts
 
-LOOK_S = 0.1
+LOOK_S = 0.25
 Done = Callable[[], None]
 
 
 class OutputLane:
     """Hands verdicts to one output, in order, without ever making the caller wait."""
 
-    def __init__(self, output: Output, queue_max: int) -> None:
+    def __init__(
+        self,
+        output: Output,
+        queue_max: int,
+        *,
+        gather_s: float = 0.0,
+        concerned: Callable[[Verdict], bool] = lambda _: True,
+    ) -> None:
         self._output = output
+        self._gather_s = gather_s  # how long verdicts wait for others
+        self._concerned = concerned  # whether the output would do anything
         self._queue: queue.Queue[tuple[VerdictDelivery, Done]] = queue.Queue(queue_max)
         self._troubled = False
         self._full = False
@@ -50,6 +63,9 @@ class OutputLane:
         Raises what ended the output's thread, if anything did.
         """
         self._lane.check()
+        if not self._concerned(delivery.verdict):
+            done()
+            return
         try:
             self._queue.put_nowait((delivery, done))
             self._full = False
@@ -69,6 +85,8 @@ class OutputLane:
                     self._attempt(self._output.rest)
                     continue
                 self._act(delivery, done, closing)
+                if self._gather_s and self._queue.empty():
+                    closing.wait(self._gather_s)
         finally:
             self._attempt(self._output.close)
 
