@@ -239,7 +239,8 @@ class Verdict(BaseModel):
     and mask are of the whole frame.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Most of its strings never come again: nobody need keep the newest 16,384 of them.
+    model_config = ConfigDict(frozen=True, extra="forbid", cache_strings="keys")
     schema_version: int = VERDICT_SCHEMA
     frame_id: str
     source_frame_id: str = ""

@@ -78,7 +78,10 @@ class FrameEntry:
 class FrameHead(BaseModel):
     """A frame without its image: kept while it is open, so that anyone can answer for the part."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
+    # Strings of frames never come again: nobody need keep the newest 16,384 of them.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", from_attributes=True, cache_strings="keys"
+    )
     schema_version: int = FRAME_SCHEMA
     frame_id: str
     camera: str = Field(pattern=f"^{CAMERA_NAME}$")

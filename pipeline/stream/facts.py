@@ -98,11 +98,14 @@ class Memory:
     limit_bytes: int
 
 
+LOWER = {decision: decision.lower() for decision in Decision}
+
+
 def ledger_field(verdict: Verdict) -> str:
     """The count that a verdict adds to."""
     if verdict.decision is Decision.UNDECIDED:
         return f"{UNDECIDED_FIELD}{verdict.reason or 'unknown'}"
-    return verdict.decision.lower()
+    return LOWER[verdict.decision]
 
 
 def ledger_from(counts: Mapping[bytes, bytes], still_open: int) -> Ledger:

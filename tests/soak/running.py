@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 COSTS = {"start": (20_000, 2_000), "step": (40_000, 2_000), "finish": (10_000, 1_000)}
 PARTS, BAD_EVERY = 100, 50
-ARCHIVE_BYTES = 2_000_000  # soon full, so that what is old is removed all the time
+ARCHIVE_BYTES = 300_000  # soon full, so that what is old is removed all the time
 CREDITS = 64
 
 
