@@ -62,7 +62,8 @@ class Acted:
 
     def _compact(self) -> None:
         fresh = self._path.with_suffix(".new")
-        fresh.write_text("".join(map(_line, self._ids.items())))
+        with fresh.open("w", encoding="utf-8") as file:
+            file.writelines(map(_line, self._ids.items()))  # not one text of all: it is a megabyte
         fresh.replace(self._path)
         self._file = self._path.open("ab", buffering=0)
         self._lines = len(self._ids)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.terminal import out, stages, stop_on_signals, write_json
+from pipeline.cli.terminal import out, stages, standing_role, stop_on_signals, write_json
 
 Line = Annotated[Path, typer.Argument(help="The line's YAML, such as configs/line.demo.yaml.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report here as JSON.")]
@@ -59,7 +59,7 @@ def ingest(line: Line, camera: Annotated[str, typer.Option(help="Which camera.")
     from pipeline.config import load_line
     from pipeline.ingest import run_ingest
 
-    with stop_on_signals() as stop:
+    with standing_role() as stop:
         run_ingest(load_line(line), camera, stop)
 
 
@@ -71,7 +71,7 @@ def inspect(line: Line) -> None:
     from pipeline.config import load_line
     from pipeline.worker import run_worker
 
-    with stop_on_signals() as stop:
+    with standing_role() as stop:
         run_worker(load_line(line), stop)
 
 
@@ -83,7 +83,7 @@ def sink(line: Line) -> None:
     from pipeline.config import load_line
     from pipeline.sink import run_sink
 
-    with stop_on_signals() as stop:
+    with standing_role() as stop:
         run_sink(load_line(line), stop)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import threading
@@ -79,3 +80,19 @@ def stop_on_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def standing_role() -> Iterator[threading.Event]:
+    """``stop_on_signals`` for a process that serves frames for months.
+
+    What its modules hold stays for good and is looked through no more: full collections are short,
+    and come so often that what waits for them does not add up to something.
+    """
+    with stop_on_signals() as stop:
+        gc.collect()
+        gc.freeze()
+        try:
+            yield stop
+        finally:
+            gc.unfreeze()

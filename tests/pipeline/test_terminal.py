@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 
 import pytest
@@ -21,3 +22,12 @@ def test_a_note_stays_on_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = written.getvalue()
     assert " ".join(lines.split("\nread")[0].split()) == sentence
     assert "note" not in lines
+
+
+def test_a_role_that_stands_leaves_its_modules_out_of_collections() -> None:
+    """As long as it stands; what comes later is collected as ever."""
+    before = gc.get_freeze_count()
+    with terminal.standing_role() as stop:
+        assert not stop.is_set()
+        assert gc.get_freeze_count() > before
+    assert gc.get_freeze_count() == 0
