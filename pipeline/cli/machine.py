@@ -166,12 +166,12 @@ def gpu_check(
     """
     from pipeline.gpucheck import Asked, State, print_outcomes, run_gpu_check
     from pipeline.gpucheck.outcome import BATCHES
-    from pipeline.gpucheck.report import print_outcome
+    from pipeline.gpucheck.report import Telling
     from pipeline.gpucheck.wheels import install
 
     for sentence in install(wheels) if wheels else ():
         out.print(sentence, markup=False)
     asked = Asked(folder, tuple(bundle or ()), tuple(batch or BATCHES))
-    outcomes = run_gpu_check(asked, only or (), lambda outcome: print_outcome(outcome, out))
+    outcomes = run_gpu_check(asked, only or (), Telling(out))
     print_outcomes(outcomes, out)
     raise typer.Exit(int(any(outcome.state is State.FAILED for outcome in outcomes)))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from engines.backend import build_engine, open_backend
 from engines.contracts import EngineFault, InspectionError, ParityError
 from engines.parity import EPSILON, compare
+from engines.parity_set import has_frames
 from pipeline.bench.report import Result
 from pipeline.gpucheck.bundles import TIMED, frames_of, tried
 from pipeline.gpucheck.outcome import Asked, Found, NotHere
+from pipeline.gpucheck.parts import EIGHT_BITS
 
 TENSORRT, REFERENCE = "tensorrt", "torch f32 on the CPU"
 EXACT = "f32"  # an engine in less may disagree: it is then not used, which is no fault
@@ -17,17 +19,23 @@ def build(precision: str, asked: Asked) -> Found:
     """TensorRT engines of every bundle in one precision, built ahead of time for this GPU."""
     built: list[str] = []
     refused: dict[str, str] = {}
+    gated: dict[str, str] = {}  # eight bits are too few for them, which is no fault
     for name, bundle in tried(asked):
+        if precision in EIGHT_BITS and not has_frames(bundle):
+            continue  # nothing could say that eight bits are enough
         try:
             built.append(f"{name} as {build_engine(bundle, TENSORRT, precision)}")
+        except ParityError as error:
+            gated[name] = str(error)
         except InspectionError as error:
             refused[name] = str(error)
     # What refuses every bundle is the machine; what refuses some of them is a fault.
     if not built:
-        raise NotHere(next(iter(refused.values()), "there is no bundle to build"))
+        reasons = [*refused.values(), *gated.values()]
+        raise NotHere(next(iter(reasons), "there is no bundle to build"))
     if refused:
         raise EngineFault(" · ".join(f"{name}: {why}" for name, why in refused.items()))
-    return Found(", ".join(built))
+    return Found(", ".join(built), facts=gated)
 
 
 def agree(backend: str, precision: str, asked: Asked) -> Found:
@@ -35,7 +43,7 @@ def agree(backend: str, precision: str, asked: Asked) -> Found:
     results: list[Result] = []
     facts: dict[str, str] = {}
     failed = []
-    for name, bundle in tried(asked, without=TIMED):
+    for name, bundle in tried(asked, without=TIMED, built=precision):
         images, categories = frames_of(bundle)
         with (
             open_backend(bundle, backend, precision) as ours,

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engines.backend import engine_cache
 from engines.bundle import Bundle, open_bundle
 from engines.contracts import UInt8
+from engines.gpu.engine_file import engine_folder
 from engines.parity_set import has_frames, load_frames
 from pipeline.gpucheck.outcome import Asked, Found
+from pipeline.gpucheck.parts import EIGHT_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,14 +32,22 @@ def make(name: str, asked: Asked) -> Found:
     return Found(f"{bundle.bundle_id}, {held / 1e6:.1f} MB", facts={"bundle": bundle.bundle_id})
 
 
-def tried(asked: Asked, without: Sequence[str] = ()) -> Iterator[tuple[str, Bundle]]:
-    """Every bundle by the name that results carry: the demo, then the given or the made ones."""
+def tried(
+    asked: Asked, without: Sequence[str] = (), built: str = ""
+) -> Iterator[tuple[str, Bundle]]:
+    """Every bundle by the name that results carry: the demo, then the given or the made ones.
+
+    ``built``: a precision; where that is eight bits, only bundles whose engines the gate let be.
+    """
     places = asked.bundles or sorted((asked.out / MADE).glob("[!.]*"))
     for place in (DEMO, *places):
         if place == DEMO and not place.exists():
             continue  # started elsewhere than in the repository
-        if place.stem not in without:
-            yield place.stem, open_bundle(place)
+        if place.stem in without:
+            continue
+        bundle = open_bundle(place)
+        if built not in EIGHT_BITS or engine_folder(engine_cache(bundle), built).is_dir():
+            yield place.stem, bundle
 
 
 def frames_of(bundle: Bundle) -> tuple[UInt8, Sequence[str]]:

@@ -7,11 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.gpucheck.outcome import Asked, Found
 
 SPECIMENS = ("DeCo-Diff", "D3AD", "DRDC-style", "GLAD", "balanced", "full")
 TORCH = ("torch-cuda:f32", "torch-cuda:bf16")
 TENSORRT = ("f32", "fp16", "bf16")
+EIGHT_BITS = ("int8", "fp8")  # last: they are calibrated on the CPU, and many bundles refuse them
 GPU = "gpu"
 
 
@@ -36,6 +39,7 @@ class Part:
 
 def _parts() -> dict[str, Part]:
     engines = [tuple(key.split(":")) for key in TORCH] + [("tensorrt", p) for p in TENSORRT]
+    eight = [("tensorrt", precision) for precision in EIGHT_BITS]
     parts = {
         GPU: Part("machine.gpu", limit_s=60, needs_gpu=False),
         "libraries": Part("machine.libraries", limit_s=180, needs_gpu=False),
@@ -47,6 +51,15 @@ def _parts() -> dict[str, Part]:
     for precision in TENSORRT:
         parts[f"engines:{precision}"] = Part("agreement.build", (precision,), 1800)
     parts["tests"] = Part("trials.trials", limit_s=900)
+    parts |= _tried(engines)
+    for precision in EIGHT_BITS:
+        parts[f"engines:{precision}"] = Part("agreement.build", (precision,), 1200)
+    return parts | _tried(eight)
+
+
+def _tried(engines: Sequence[tuple[str, ...]]) -> dict[str, Part]:
+    """What is done with each engine, once it is built."""
+    parts = {}
     for kind, where, limit_s in (
         ("parity", "agreement.agree", 1200),
         ("speed", "speed.speed", 900),

@@ -4,39 +4,56 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from pipeline.bench.machine import machine_facts
 from pipeline.gpucheck.outcome import State
-from pipeline.gpucheck.parts import GPU
+from pipeline.gpucheck.parts import GPU, PARTS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from rich.console import Console
 
     from pipeline.gpucheck.outcome import Outcome
 
-WORDS = {
-    State.DONE: "[green]done[/green]",
-    State.NOT_HERE: "[dim]not here[/dim]",
-    State.FAILED: "[bold red]FAILED[/bold red]",
-}
+TOLD = ("date", "processor", "cores", "memory_gib", "system", "python", "libraries")
+STYLES = {State.DONE: "green", State.NOT_HERE: "dim", State.FAILED: "bold red"}
+WIDEST = max(len(name) for name in PARTS)
 
 
-def print_outcome(outcome: Outcome, console: Console) -> None:
-    """One line of a part that has ended."""
-    word, took = WORDS[outcome.state], f"{outcome.seconds:.0f} s"
-    console.print(f"{word:<8} {outcome.part:<24} {escape(outcome.sentence)} [dim]{took}[/dim]")
+class Telling:
+    """Prints parts as they end; one that is not here for the reason just told is only counted."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._last = console, ""
+
+    def __call__(self, outcome: Outcome) -> None:
+        """One line of a part that has ended."""
+        absent = outcome.sentence if outcome.state is State.NOT_HERE else ""
+        if not absent or absent != self._last:
+            style = STYLES[outcome.state]
+            self._console.print(
+                f"[{style}]{outcome.state.value:<8}[/{style}] {outcome.part:<{WIDEST}}  "
+                f"{escape(outcome.sentence)} [dim]{outcome.seconds:.0f} s[/dim]",
+                soft_wrap=True,
+            )
+        self._last = absent
 
 
 def print_outcomes(outcomes: Sequence[Outcome], console: Console) -> None:
-    """How many parts ended how."""
+    """How many parts ended how, and why so many are not here."""
     counts = {state: sum(o.state is state for o in outcomes) for state in State}
     console.print(", ".join(f"{count} {state.value}" for state, count in counts.items()))
+    reasons = Counter(o.sentence for o in outcomes if o.state is State.NOT_HERE)
+    for reason, count in reasons.items():
+        if count > 1:
+            console.print(f"{count} parts: {escape(reason)}", soft_wrap=True)
 
 
 def write_report(folder: Path, outcomes: Sequence[Outcome]) -> None:
@@ -49,13 +66,17 @@ def write_report(folder: Path, outcomes: Sequence[Outcome]) -> None:
     }
     text = json.dumps(content, indent=1, default=str)
     (folder / f"{name}.json").write_text(text + "\n", "utf-8")
-    (folder / f"{name}.md").write_text(as_markdown(gpu, outcomes), "utf-8")
+    (folder / f"{name}.md").write_text(as_markdown(gpu, outcomes, content["machine"]), "utf-8")
 
 
-def as_markdown(gpu: str, outcomes: Sequence[Outcome]) -> str:
-    """The parts, then the figures of those that ran; what did not run has none."""
-    lines = [f"# {gpu}", "", "| part | | found |", "|---|---|---|"]
-    lines += [f"| {o.part} | {o.state.value} | {_cell(o.sentence)} |" for o in outcomes]
+def as_markdown(gpu: str, outcomes: Sequence[Outcome], machine: Mapping[str, Any]) -> str:
+    """The machine and the parts, then the figures of those that ran; what did not run has none."""
+    facts = [f"{name.replace('_', ' ')} {_fact(machine[name])}" for name in TOLD if name in machine]
+    lines = [f"# GPU check: {gpu}", "", _cell(" · ".join(facts)), ""]
+    lines += ["| part | | found |", "|---|---|---|"]
+    for (state, sentence), alike in groupby(outcomes, lambda o: (o.state, o.sentence)):
+        names = ", ".join(outcome.part for outcome in alike)
+        lines.append(f"| {names} | {state.value} | {_cell(sentence)} |")
     for outcome in outcomes:
         if outcome.results:
             lines += ["", f"## {outcome.part}", ""]
@@ -77,6 +98,10 @@ def _gpu(outcomes: Sequence[Outcome]) -> str:
 
 def _file_name(gpu: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+
+
+def _fact(found: object) -> str:
+    return ", ".join(map(str, found)) if isinstance(found, list | tuple) else str(found)
 
 
 def _cell(value: object) -> str:

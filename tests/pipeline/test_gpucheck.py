@@ -9,18 +9,20 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from engines.backend import open_backend
+from engines.backend import engine_cache, open_backend
 from engines.backend_torch_device import TorchDeviceBackend
 from engines.bundle import open_bundle
-from engines.contracts import BadConfig, BadData, EngineFault
+from engines.contracts import BadConfig, BadData, EngineFault, ParityError
 from engines.export import load_method
 from engines.roof import Roof
 from pipeline.bench.report import Result
-from pipeline.gpucheck import Asked, NotHere, Outcome, State, check, run_gpu_check
+from pipeline.gpucheck import Asked, NotHere, Outcome, State, agreement, check, run_gpu_check
 from pipeline.gpucheck.__main__ import run_part
+from pipeline.gpucheck.bundles import tried
 from pipeline.gpucheck.isolation import run_command
 from pipeline.gpucheck.machine import facts_of
 from pipeline.gpucheck.outcome import Found
@@ -69,7 +71,11 @@ def test_a_machine_without_a_gpu_is_told_part_by_part(tmp_path: Path) -> None:
             assert parts[name]["state"] == "not here"
             assert parts[name]["sentence"]
             assert parts[name]["results"] == []
-    assert "| speed:tensorrt:fp16 | not here |" in (out / "no-gpu.md").read_text("utf-8")
+    alike = f"| {', '.join(list(PARTS)[2:])} | not here | there is no GPU to try it on |"
+    assert alike in (out / "no-gpu.md").read_text("utf-8")
+    absent = len(PARTS) - 2
+    assert done.stdout.count("there is no GPU to try it on") == 2
+    assert f"{absent} parts: there is no GPU to try it on" in done.stdout
 
 
 def test_parts_are_chosen_by_how_they_begin(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +265,42 @@ def test_an_engine_that_was_not_built_is_not_tried(
     assert outcomes["speed:tensorrt:fp16"].sentence == "it needs engines:fp16, which is not there"
 
 
+def test_a_bundle_for_which_eight_bits_are_too_few_is_no_fault(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told and left out; a bundle that cannot be built at all is a fault."""
+    one = SimpleNamespace(folder=tmp_path / "one", bundle_id="1")
+    two = SimpleNamespace(folder=tmp_path / "two", bundle_id="2")
+    answers: dict[str, str | Exception] = {"1": "tensorrt:int8", "2": ParityError("too few")}
+
+    def build(bundle: SimpleNamespace, *_: str) -> str:
+        if isinstance(answer := answers[bundle.bundle_id], Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(agreement, "tried", lambda _: [("one", one), ("two", two)])
+    monkeypatch.setattr(agreement, "has_frames", lambda _: True)
+    monkeypatch.setattr(agreement, "build_engine", build)
+    found = agreement.build("int8", asked)
+    assert (found.sentence, found.facts) == ("one as tensorrt:int8", {"two": "too few"})
+    answers["1"] = ParityError("too few as well")
+    with pytest.raises(NotHere, match="too few as well"):
+        agreement.build("int8", asked)
+    answers |= {"1": "tensorrt:int8", "2": EngineFault("it crashed")}
+    with pytest.raises(EngineFault, match="two: it crashed"):
+        agreement.build("int8", asked)
+
+
+def test_only_what_was_built_in_eight_bits_is_tried_in_them(asked: Asked) -> None:
+    """Other precisions are tried on every bundle, whose missing engines are then a fault."""
+    place = shutil.copytree(ROOT / "configs/bundles/demo", asked.out / "given" / "mine")
+    given = Asked(asked.out, (place,))
+    assert "mine" in dict(tried(given, built="fp16"))
+    assert "mine" not in dict(tried(given, built="int8"))
+    (engine_cache(open_bundle(place)) / "tensorrt-int8").mkdir(parents=True)
+    assert "mine" in dict(tried(given, built="int8"))
+
+
 def test_a_report_is_named_by_its_gpu(asked: Asked) -> None:
     """Figures stand with the GPU that they were measured on; parts without figures have none."""
     outcomes = [
@@ -269,7 +311,8 @@ def test_a_report_is_named_by_its_gpu(asked: Asked) -> None:
     write_report(asked.out, outcomes)
     content = json.loads((asked.out / "nvidia-h200-sxm.json").read_text("utf-8"))
     assert content["gpu"] == "NVIDIA H200 (SXM)"
-    text = as_markdown("NVIDIA H200 (SXM)", outcomes)
+    text = as_markdown("NVIDIA H200 (SXM)", outcomes, {"date": "2026-11-22", "cores": 16})
+    assert text.startswith("# GPU check: NVIDIA H200 (SXM)\n\ndate 2026-11-22 · cores 16\n")
     assert "| speed.demo.torch-cuda:bf16.b8 | 5,000 | frames/s | batch 1 | 4 |" in text
     assert r"tensorrt \| is not installed" in text
     assert text.count("\n## ") == 2
