@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.faults.gates import MARGIN_MS
 from tests.faults.injuries import INJURIES
-from tests.faults.rounds import Round
+from tests.faults.rounds import ROLES, Look, Round
 
 PICTURES = ("recovery.png", "flow.png", "memory.png")
 
@@ -142,13 +142,8 @@ def _draw(folder: Path, rounds: list[Round]) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    times: dict[str, list[float]] = defaultdict(list)
-    for hurt in (hurt for one in rounds for hurt in one.hurts):
-        times[hurt.kind].append(hurt.recovery_s)
     figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
-    if times:
-        axes.boxplot(list(times.values()), orientation="horizontal", tick_labels=list(times))
-    axes.set_xlabel("seconds until the line is well")
+    _draw_recovery(axes, rounds)
     figure.savefig(folder / PICTURES[0], dpi=90)
     figure, axes = pyplot.subplots(figsize=(12, 4), layout="constrained")
     _draw_flow(axes, rounds)
@@ -157,6 +152,23 @@ def _draw(folder: Path, rounds: list[Round]) -> None:
     _draw_memory(axes, rounds)
     figure.savefig(folder / PICTURES[2], dpi=90)
     pyplot.close("all")
+
+
+def _draw_recovery(axes: Any, rounds: list[Round]) -> None:  # noqa: ANN401 - matplotlib's
+    """Each recovery as a point, the longest kinds on top, beside the bound of its kind."""
+    times: dict[str, list[float]] = defaultdict(list)
+    bounds: dict[str, float] = {}
+    for hurt in (hurt for one in rounds for hurt in one.hurts):
+        times[hurt.kind].append(hurt.recovery_s)
+        bounds[hurt.kind] = hurt.bound_s
+    kinds = sorted(times, key=lambda kind: median(times[kind]))
+    for at, kind in enumerate(kinds):
+        axes.plot(times[kind], [at] * len(times[kind]), "C0o", ms=4, alpha=0.5)
+        axes.plot(median(times[kind]), at, "k|", ms=14)
+        axes.plot(bounds[kind], at, "C3|", ms=14, mew=2)
+    axes.set_yticks(range(len(kinds)), kinds)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("seconds until the line is well; black: median, red: the bound")
 
 
 def _draw_flow(axes: Any, rounds: list[Round]) -> None:  # noqa: ANN401 - matplotlib's
@@ -173,16 +185,23 @@ def _draw_flow(axes: Any, rounds: list[Round]) -> None:  # noqa: ANN401 - matplo
 
 
 def _draw_memory(axes: Any, rounds: list[Round]) -> None:  # noqa: ANN401 - matplotlib's
-    offset_s = 0.0
+    """A line for each process; one that has just been started is small."""
+    offset_s, named = 0.0, set[str]()
     for one in rounds:
-        for at, role in enumerate(("ingest", "inspect", "sink")):
-            looks = [look for look in one.looks if look.role == role]
+        by_pid: dict[tuple[str, int], list[Look]] = defaultdict(list)
+        for look in one.looks:
+            by_pid[look.role, look.pid].append(look)
+        for (role, _), looks in by_pid.items():
             at_s = [offset_s + look.at_s for look in looks]
-            label = role if one is rounds[0] else None
-            axes[0].plot(at_s, [look.rss_mb for look in looks], f"C{at},", label=label)
-            axes[1].plot(at_s, [look.descriptors for look in looks], f"C{at},")
+            style = {"color": f"C{ROLES.index(role)}", "lw": 1, "marker": ".", "ms": 2}
+            label = None if role in named else role
+            named.add(role)
+            axes[0].plot(at_s, [look.rss_mb for look in looks], label=label, **style)
+            axes[1].plot(at_s, [look.descriptors for look in looks], **style)
         offset_s += one.seconds
-    axes[0].set_ylabel("resident memory of a process, MB")
-    axes[1].set_ylabel("descriptors of a process")
-    if rounds:
-        axes[0].legend(markerscale=20)
+    for axis, told in zip(axes, ("resident memory, MB", "descriptors"), strict=True):
+        axis.set_xlabel("seconds")
+        axis.set_ylabel(f"{told} of a process")
+        axis.set_ylim(bottom=0)
+    if named:
+        axes[0].legend()
