@@ -42,6 +42,7 @@ class VerdictWriter:
         self._findings: queue.Queue[tuple[Finding, int]] = queue.Queue(2 * slots)
         self._judged: list[Judged] = []
         self._give_up = threading.Event()
+        self._patiently = outlasting_loss("inspect", self._give_up)  # one: each leaves cycles
         self._lane = Lane("write", self._write_on)
 
     def __enter__(self) -> Self:
@@ -114,7 +115,7 @@ class VerdictWriter:
         return Judged(held, answer, began_s)
 
     def _send_judged(self) -> None:
-        written = outlasting_loss("inspect", self._give_up)(self._send, self._judged)
+        written = self._patiently(self._send, self._judged)
         for one, was_written in zip(self._judged, written, strict=True):
             self._frames.release(one.answer.verdict.frame_id)
             self._note(one.answer, was_written, (time.perf_counter() - one.began_s) * 1e3)
