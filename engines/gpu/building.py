@@ -48,10 +48,11 @@ def build_engines(
     summary, cache = summary_of(precision), folder or engine_cache(bundle)
     kinds = precisions_of(bundle, precision)
     eight = eight or eight_bits_for(bundle, kinds, target)
+    files = {graph: typed_graph(bundle, graph, kind) for graph, kind in kinds.items()}
+    files |= eight.files if eight else {}
     for done, (graph, kind) in enumerate(kinds.items()):
         progress(done / len(GRAPHS), f"{graph} in {kind} by {target.library}")
-        made = eight.files.get(graph) if eight else None
-        data = made or typed_graph(bundle, graph, kind)
+        data = files[graph]
         engine, ports = build_graph(bundle, graph, data, target, cache)
         key = EngineKey(
             bundle_id=bundle.bundle_id,

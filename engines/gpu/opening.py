@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from engines.gpu.executable import Executable
 
 Capability = tuple[int, int]  # major, minor
+Checked = dict["GraphName", tuple[EngineKey, bytes]]
 
 
 def open_executables(
@@ -44,14 +45,7 @@ def open_executables(
     loaded. Raises BadBundle, in one sentence, for engines that are missing, damaged or of another
     bundle, library, GPU or precision; EngineFault where TensorRT cannot load them.
     """
-    place = engine_folder(folder or engine_cache(bundle), summary_of(precision))
-    build = build_command(bundle, summary_of(precision))
-    found: dict[GraphName, tuple[EngineKey, bytes]] = {}
-    for graph, kind in precisions_of(bundle, precision).items():
-        key = read_key(place, graph, build)
-        wanted = {"bundle_id": bundle.bundle_id, "graph": graph, "precision": kind}
-        _check(bundle, key, {**wanted, "buckets": tuple(buckets)}, capability, build)
-        found[graph] = key, read_engine(place, graph, key, build)
+    found = checked_engines(bundle, precision, folder, capability=capability, buckets=buckets)
     opened: dict[GraphName, Executable] = {}
     try:
         for graph, (key, data) in found.items():
@@ -62,6 +56,29 @@ def open_executables(
             executable.close()
         raise
     return opened
+
+
+def checked_engines(
+    bundle: Bundle,
+    precision: str | Mapping[str, str] = "auto",
+    folder: Path | None = None,
+    *,
+    capability: Capability | None = None,
+    buckets: Sequence[int] = DEVICE_BUCKETS,
+) -> Checked:
+    """Keys and bytes of a bundle's engines, if they are what is wanted; no GPU is asked.
+
+    Raises BadBundle as ``open_executables`` does.
+    """
+    place = engine_folder(folder or engine_cache(bundle), summary_of(precision))
+    build = build_command(bundle, summary_of(precision))
+    found: Checked = {}
+    for graph, kind in precisions_of(bundle, precision).items():
+        key = read_key(place, graph, build)
+        wanted = {"bundle_id": bundle.bundle_id, "graph": graph, "precision": kind}
+        _check(bundle, key, {**wanted, "buckets": tuple(buckets)}, capability, build)
+        found[graph] = key, read_engine(place, graph, key, build)
+    return found
 
 
 def _check(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 GATE_MIN_MS = 20  # below this the network alone may take the time
 CERTIFICATE_DAYS = 60  # time to plan a change
+TENSORRT = "tensorrt"
 MODEL_SIDE = 256  # of a model input, where the bundle cannot say
 
 
@@ -36,7 +37,7 @@ def line_checks(settings: LineSettings) -> list[Check]:
     frames_open = sum(camera.credits for camera in settings.cameras)
     return [
         opened,
-        *([calibrated(settings, bundle)] if bundle else []),
+        *(runs(settings, bundle) if bundle else []),
         *(slots(settings, bundle) if bundle else []),
         *server(settings, height * width * 3, frames_open),
         *(check for camera in settings.cameras for check in camera_checks(camera, settings)),
@@ -60,14 +61,42 @@ def _open(path: Path) -> tuple[Bundle | None, Check]:
     return bundle, required("bundle", True, found, "")
 
 
-def calibrated(settings: LineSettings, bundle: Bundle) -> Check:
+def runs(settings: LineSettings, bundle: Bundle) -> list[Check]:
     """The bundle runs on the worker's backend, and has thresholds for just that backend."""
+    worker = settings.worker
+    checks = [_built(bundle, worker.precision)] if worker.backend == TENSORRT else []
+    try:
+        with open_backend(bundle, worker.backend, worker.precision, capacity=1) as backend:
+            key = backend.key
+    except InspectionError as error:
+        mend = (
+            f"Mend that where the worker runs, or set worker.backend ({worker.backend}) to another."
+        )
+        return [*checks, required("engine", False, str(error), mend)]
+    opens = required("engine", True, f"{key} opens", "")
+    return [*checks, opens, calibrated(settings, bundle, key)]
+
+
+def _built(bundle: Bundle, precision: str) -> Check:
+    """TensorRT's engines beside the bundle, by their keys and bytes; that needs no GPU."""
+    from engines.gpu.opening import checked_engines
+
+    try:
+        found = checked_engines(bundle, precision)
+    except InspectionError as error:
+        mend = "Build the engines for the worker's GPU, by the command that is named."
+        return required("engines built", False, str(error), mend)
+    key = next(iter(found.values()))[0]
+    told = f"{key.library} {key.library_version} for {', '.join(key.compute) or 'any GPU of its'}"
+    return required("engines built", True, told, "")
+
+
+def calibrated(settings: LineSettings, bundle: Bundle, key: str) -> Check:
+    """The bundle has thresholds for the engine that the worker runs, and for all it is asked."""
     worker = settings.worker
     engine = f"--backend {worker.backend} --precision {worker.precision}"
     mend = f"Run assayline calibrate with good images and {engine}."
     try:
-        with open_backend(bundle, worker.backend, worker.precision, capacity=1) as backend:
-            key = backend.key
         calibration = bundle.calibration()
         if calibration is None:
             return required("calibration", False, "the bundle has no calibration.json", mend)

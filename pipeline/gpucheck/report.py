@@ -58,15 +58,16 @@ def print_outcomes(outcomes: Sequence[Outcome], console: Console) -> None:
 
 def write_report(folder: Path, outcomes: Sequence[Outcome]) -> None:
     """Write ``<GPU's name>.json`` and ``.md`` into the folder."""
-    gpu, name = _gpu(outcomes), _file_name(_gpu(outcomes))
+    gpu, machine = _gpu(outcomes), machine_facts()
+    name = _file_name(gpu)
     content = {
         "gpu": gpu,
-        "machine": machine_facts(),
+        "machine": machine,
         "parts": [outcome.as_json() for outcome in outcomes],
     }
     text = json.dumps(content, indent=1, default=str)
     (folder / f"{name}.json").write_text(text + "\n", "utf-8")
-    (folder / f"{name}.md").write_text(as_markdown(gpu, outcomes, content["machine"]), "utf-8")
+    (folder / f"{name}.md").write_text(as_markdown(gpu, outcomes, machine), "utf-8")
 
 
 def as_markdown(gpu: str, outcomes: Sequence[Outcome], machine: Mapping[str, Any]) -> str:
