@@ -116,6 +116,26 @@ def load_model_input(item: Item, size: tuple[int, int]) -> UInt8:
         raise BadData(str(error)) from None
 
 
+def mixed_sizes(items: Sequence[Item], size_hw: tuple[int, int]) -> str:
+    """What is done to images whose sizes differ, in one sentence; empty where they agree.
+
+    Reads headers only; raises BadData that names an unreadable file.
+    """
+    try:
+        sizes = sorted(
+            {image_size(item.path) for item in items}, key=lambda hw: (hw[0] * hw[1], hw)
+        )
+    except BadFrame as error:
+        raise BadData(str(error)) from None
+    if len(sizes) < 2:
+        return ""
+    (least_h, least_w), (most_h, most_w) = sizes[0], sizes[-1]
+    return (
+        f"{items[0].category!r} has images of {len(sizes)} sizes, {least_w}x{least_h} to "
+        f"{most_w}x{most_h}: each is stretched to {size_hw[1]}x{size_hw[0]}."
+    )
+
+
 def load_truth(item: Item, size_hw: tuple[int, int]) -> Mask | None:
     """Truth mask [H, W]: empty for a good part, None for a defect that nobody outlined.
 

@@ -30,6 +30,7 @@ from engines.dataset import (
     good_items,
     held_count,
     load_model_input,
+    mixed_sizes,
     named_categories,
     split_holdout,
 )
@@ -166,7 +167,9 @@ def load_good(
     """
     splits = {name: _split(data, name, settings) for name in named_categories(data, names)}
     for name, (kept, held_out) in splits.items():
-        if told := _promise_at_risk(name, len(kept), len(held_out), settings):
+        at_risk = _promise_at_risk(name, len(kept), len(held_out), settings)
+        mixed = mixed_sizes([*kept, *held_out], settings.tiling.frame_size)
+        for told in filter(None, (at_risk, mixed)):
             progress(NOTE, 1.0, told)
     parts = []
     for done, (name, (kept, held_out)) in enumerate(splits.items()):

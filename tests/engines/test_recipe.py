@@ -87,9 +87,12 @@ def test_a_promise_that_cannot_be_kept_is_told_first(tmp_path: Path) -> None:
 
 
 def test_images_of_mixed_sizes_are_resized(tmp_path: Path) -> None:
-    """Each is stretched to the model's input, whatever its size and shape."""
+    """Each is stretched to the model's input, whatever its size and shape, and that is told."""
     put(tmp_path, "nut", 10)
+    assert told(tmp_path, SETTINGS)[0] == []
     put(tmp_path, "nut", 10, side=47, first=10)
+    (note,), _ = told(tmp_path, SETTINGS)
+    assert note == "'nut' has images of 2 sizes, 64x32 to 94x47: each is stretched to 32x32."
     (part,) = load_good(tmp_path, None, SETTINGS)
     assert part.train.shape == (10, 32, 32, 3)
     shades = np.concatenate([part.train, part.held_out]).mean(axis=(1, 2, 3))
