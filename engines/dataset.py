@@ -9,6 +9,7 @@ name, so two machines agree.
 from __future__ import annotations
 
 import hashlib
+import math
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -122,9 +123,7 @@ def mixed_sizes(items: Sequence[Item], size_hw: tuple[int, int]) -> str:
     Reads headers only; raises BadData that names an unreadable file.
     """
     try:
-        sizes = sorted(
-            {image_size(item.path) for item in items}, key=lambda hw: (hw[0] * hw[1], hw)
-        )
+        sizes = sorted({image_size(item.path) for item in items}, key=math.prod)
     except BadFrame as error:
         raise BadData(str(error)) from None
     if len(sizes) < 2:

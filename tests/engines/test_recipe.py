@@ -88,7 +88,7 @@ def test_a_promise_that_cannot_be_kept_is_told_first(tmp_path: Path) -> None:
 
 def test_images_of_mixed_sizes_are_resized(tmp_path: Path) -> None:
     """Each is stretched to the model's input, whatever its size and shape, and that is told."""
-    put(tmp_path, "nut", 10)
+    put(tmp_path, "nut", 20)
     assert told(tmp_path, SETTINGS)[0] == []
     put(tmp_path, "nut", 10, side=47, first=10)
     (note,), _ = told(tmp_path, SETTINGS)
