@@ -47,12 +47,17 @@ class Pulse(Link):
             keys = [key.decode() for key in self._commands.scan_iter(match=f"{prefix}*")]
         return sorted(key.removeprefix(prefix) for key in keys)
 
-    def notes(self, role: str) -> list[str]:
-        """What those processes say with their beats; the order has no meaning."""
+    def notes(self, role: str) -> dict[str, str]:
+        """What those processes say with their beats, by their names."""
+        prefix = self._key(role, "")
         with self._translated():
-            keys = list(self._commands.scan_iter(match=self._key(role, "*")))
-            told = [self._commands.get(key) for key in keys]
-        return [note.decode(errors="replace") for note in told if note]
+            keys = list(self._commands.scan_iter(match=f"{prefix}*"))
+            told = {key.decode(): self._commands.get(key) for key in keys}
+        return {
+            key.removeprefix(prefix): note.decode(errors="replace")
+            for key, note in told.items()
+            if note
+        }
 
     def _key(self, role: str, name: str) -> str:
         return f"{self.namespace}:alive:{role}:{name}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from engines.backend_stub import COSTS, METHOD, TimedStub, watermarked
-from engines.bundle import GRAPHS, GraphsSpec, Manifest, PlanSpec, seal
+from engines.bundle import GRAPHS, GraphSpec, GraphsSpec, Manifest, PlanSpec, seal
 from engines.calibration_fit import fit_calibration
 from engines.images import encode_png
 
@@ -57,7 +57,7 @@ def _manifest() -> Manifest:
         steps_unit=1,
         spec=GraphsSpec(
             state=(),
-            graphs={graph: {"inputs": (), "outputs": ()} for graph in GRAPHS},
+            graphs={graph: GraphSpec(inputs=(), outputs=()) for graph in GRAPHS},
             map_size=(2, 2),
         ),
         configuration={},

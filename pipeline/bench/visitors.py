@@ -21,7 +21,7 @@ from engines.contracts import EngineFault
 from pipeline.lanes import Lane
 
 SOCKET = "/_nicegui_ws/socket.io"
-JOINED = re.compile(r'"client_id":\s*"([^"]+)".*?"next_message_id":\s*(\d+)')
+JOINED = re.compile(r"""["']client_id["']:\s*["']([^"']+)["'].*?["']next_message_id["']:\s*(\d+)""")
 ACKNOWLEDGE_S = 3.0
 PATIENCE_S = 30.0
 

@@ -128,7 +128,7 @@ class Feed:
 
     def _listen(self, pulse: Pulse) -> None:
         try:
-            told = read_notes(pulse.notes("ingest"))
+            told = read_notes(pulse.notes("ingest").values())
         except BadConfig:  # users of an older `doctor --setup` may not ask
             told = None
         with self._lock:

@@ -9,6 +9,7 @@ from nicegui import ui
 
 from pipeline.dashboard import words
 from pipeline.dashboard.shell import box, icon, page, say_in, title
+from pipeline.dashboard.view import LineState
 from pipeline.dashboard.vitals import ROLES
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def health_page(desk: Desk, address: Address) -> None:
 
 
 def _draw(desk: Desk, say: Speech) -> None:
-    vital, view = desk.vitals.now, desk.feed.view
+    vital = desk.vitals.now
     with box("thirds"):
         with box("tile"):
             title(say("processes"), "memory")
@@ -48,8 +49,10 @@ def _draw(desk: Desk, say: Speech) -> None:
                 _ledger(desk, say)
             with box("tile"):
                 title(say("server"), "storage")
-                symbol, tone = words.STATES[view.state]
-                _line(symbol, tone, say(view.state.value))
+                if desk.feed.server_lost:
+                    _line("cloud_off", "fail", say(LineState.NO_SERVER.value))
+                else:
+                    _line("check_circle", "pass", say("answers"))
                 ui.label(_memory(vital, say)).classes("which")
         with box("stack"):
             with box("tile"):
@@ -78,7 +81,8 @@ def _processes(vital: Vital, say: Speech) -> None:
                     with box("", "td"):
                         ui.label(role)
                     with box("", "td"):
-                        ui.label(name)
+                        camera = vital.cameras.get(name, "") if role == "ingest" else ""
+                        ui.label(f"{camera} · {name}" if camera else name)
                     with box("pass" if name else "fail", "td"):
                         icon("favorite" if name else "heart_broken")
                         ui.label(say("beats" if name else "no_process")).style("display: inline")

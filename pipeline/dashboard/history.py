@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from engines.contracts import Decision
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 KEPT = 100_000  # verdicts
 TAIL_BYTES = 128_000_000  # of the log are looked at, at most, when the page starts
@@ -47,25 +52,37 @@ class WhatIf:
     to_pass: tuple[Judged, ...]
 
 
-def what_if(judged: Sequence[Judged], threshold: float) -> WhatIf | None:
-    """Which verdicts flip; None where there are none. A part fails above its threshold."""
-    if not judged:
-        return None
-    fails = [one.surprise > threshold for one in judged]
-    failed = [one.decision is Decision.FAIL for one in judged]
-    flips = [
-        (one, now) for one, now, then in zip(judged, fails, failed, strict=True) if now is not then
-    ]
-    newest = sorted(flips, key=lambda flip: flip[0].decided_ns, reverse=True)
-    return WhatIf(
-        count=len(judged),
-        begin_ns=min(one.decided_ns for one in judged),
-        end_ns=max(one.decided_ns for one in judged),
-        fails_then=sum(failed),
-        fails=sum(fails),
-        to_fail=tuple(one for one, now in newest if now),
-        to_pass=tuple(one for one, now in newest if not now),
-    )
+class Stretch:
+    """Recorded verdicts in columns, so that a threshold is weighed against a shift at once."""
+
+    def __init__(self, judged: Sequence[Judged]) -> None:
+        self._judged = judged
+        self.surprises = np.array([one.surprise for one in judged], np.float64)
+        self._decided_ns = np.array([one.decided_ns for one in judged], np.int64)
+        self._failed = np.array([one.decision is Decision.FAIL for one in judged], np.bool_)
+
+    def __len__(self) -> int:
+        return len(self._judged)
+
+    def what_if(self, threshold: float) -> WhatIf | None:
+        """Which verdicts flip; None where there are none. A part fails above its threshold."""
+        if not self._judged:
+            return None
+        fails = self.surprises > threshold
+        return WhatIf(
+            count=len(self),
+            begin_ns=int(self._decided_ns.min()),
+            end_ns=int(self._decided_ns.max()),
+            fails_then=int(self._failed.sum()),
+            fails=int(fails.sum()),
+            to_fail=self._newest_first(fails & ~self._failed),
+            to_pass=self._newest_first(~fails & self._failed),
+        )
+
+    def _newest_first(self, chosen: NDArray[np.bool_]) -> tuple[Judged, ...]:
+        places = np.flatnonzero(chosen)
+        order = np.argsort(-self._decided_ns[places], kind="stable")
+        return tuple(self._judged[place] for place in places[order].tolist())
 
 
 class History:
@@ -83,16 +100,18 @@ class History:
             while self.look() and not stop.is_set():
                 pass
 
-    def of(self, backend: str, categories: Iterable[str]) -> list[Judged]:
+    def of(self, backend: str, categories: Iterable[str]) -> Stretch:
         """Verdicts of one backend over these categories, as the parts themselves name them."""
         wanted = set(categories)
         with self._lock:
-            return [o for o in self._kept if o.backend == backend and o.category in wanted]
+            kept = list(self._kept)  # the reader is not kept waiting for long
+        return Stretch([o for o in kept if o.backend == backend and o.category in wanted])
 
-    def categories(self) -> set[str]:
-        """Categories that parts name."""
+    def counts(self) -> Counter[tuple[str, str]]:
+        """Verdicts by backend and category, as parts name it."""
         with self._lock:
-            return {one.category for one in self._kept}
+            kept = list(self._kept)
+        return Counter((one.backend, one.category) for one in kept)
 
     def look(self) -> bool:
         """Read a piece on; whether there may be more."""

@@ -135,7 +135,9 @@ class Cameras:
 
     def __init__(self, cameras: Iterable[str], say: Speech) -> None:
         self._say = say
-        with box("cameras", "table"):
+        region = box("wide").props("tabindex=0 role=region")  # a narrow screen scrolls it
+        region.props["aria-label"] = say("cameras")
+        with region, box("cameras", "table"):
             with box("", "tr"):
                 for name in COLUMNS:
                     with box("", "th").props("scope=col"):

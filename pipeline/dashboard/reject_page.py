@@ -111,7 +111,7 @@ def picture_of(part: Part, address: Address) -> None:
         if part.has_original:
             ui.link(say("original"), f"/parts/{part.stem}/original.png", new_tab=True)
     show(chosen)
-    on_keys({"m": lambda: choose("mask"), "k": lambda: choose("map"), "f": lambda: choose("frame")})
+    on_keys({"m": lambda: choose("mask"), "k": lambda: choose("map"), "o": lambda: choose("frame")})
     for key, is_missing in (("no_mask", not part.mask_png), ("no_map", not part.map_png)):
         if is_missing:
             ui.label(say(key)).classes("note")

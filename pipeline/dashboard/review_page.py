@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from nicegui import ui
@@ -111,6 +112,11 @@ class _Review:
         there = self._address.here(part=self._stem, who=self._who.value.strip())
         ui.navigate.history.replace(there)
 
+    def _here(self) -> Address:
+        """Where this visitor is now: the part may be another than the one first asked for."""
+        told = {"part": self._stem, "who": self._who.value.strip()}
+        return replace(self._address, query={**self._address.query, **told})
+
     def _look(self) -> None:
         self._count()
         if not self._stem and (stem := self._next()):
@@ -128,7 +134,7 @@ class _Review:
             return
         with box("halves"):
             with box("tile"):
-                picture_of(part, self._address)
+                picture_of(part, self._here())
             with box("tile"):
                 self._tell(part)
 

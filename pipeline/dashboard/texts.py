@@ -128,7 +128,8 @@ CATALOGUE: Final[dict[str, tuple[str, str]]] = {
     "calibration": ("Calibration", "Kalibrierung"),
     "replayed": ("Replayed", "Wiedergegeben"),
     "label": ("Review", "Prüfung"),
-    "reject_keys": ("← newer · → older · m mask · k map", "← neuer · → älter · m Maske · k Karte"),
+    "reject_keys": ("← newer · → older · m mask · k map · o frame",
+                    "← neuer · → älter · m Maske · k Karte · o Bild"),
     # -- Review ------------------------------------------------------------------------------------
     "agree": ("Agree", "Stimmt"),
     "false_reject": ("False reject", "Falsch ausgesondert"),
@@ -189,6 +190,7 @@ CATALOGUE: Final[dict[str, tuple[str, str]]] = {
     "beats": ("beats", "lebt"),
     "no_process": ("none beats", "keiner lebt"),
     "server": ("Redis", "Redis"),
+    "answers": ("answers", "antwortet"),
     "memory": ("{used} used", "{used} belegt"),
     "memory_of": ("{used} of {limit}", "{used} von {limit}"),
     "unknown": ("not known", "nicht bekannt"),

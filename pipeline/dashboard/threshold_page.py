@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
-import numpy as np
 from nicegui import ui
 
 from engines.contracts import BadConfig, InspectionError
 from engines.retuning import expected_above, promise_at
 from pipeline.applied import changes
 from pipeline.dashboard.charts import flip_options, inked
-from pipeline.dashboard.history import Judged, WhatIf, what_if
+from pipeline.dashboard.history import Judged, Stretch, WhatIf
 from pipeline.dashboard.reject_page import stem_of
 from pipeline.dashboard.shell import box, button, icon, page, title
 
@@ -51,7 +51,7 @@ class _Threshold:
         asked = address.get("entry")
         self._key = asked if asked in keys else self._used(keys)
         self._asked = _number(address.get("at"))
-        self._judged: list[Judged] = []
+        self._judged = Stretch([])
         with box("halves"):
             with box("stack"):
                 with box("tile"):
@@ -60,7 +60,7 @@ class _Threshold:
                     self._form()
             with box("stack"):
                 self._answer = ui.refreshable(self._draw)
-                with box("tile"):
+                with box("tile answer"):
                     self._answer()
         with box("tile"):
             self._audit = ui.refreshable(self._draw_audit)
@@ -69,7 +69,9 @@ class _Threshold:
 
     def _used(self, keys: list[str]) -> str:
         """The entry that the newest verdicts were judged by, or the first."""
-        counted = {key: len(self._history(key)) for key in keys}
+        bundle, counted = self._desk.thresholds.bundle(), Counter[str]()
+        for (backend, category), count in self._desk.history.counts().items():
+            counted[f"{backend} · {bundle.category_name(category)}"] += count
         return max(keys, key=lambda key: counted[key])
 
     def _ask(self, keys: list[str]) -> None:
@@ -155,11 +157,11 @@ class _Threshold:
         backend, _, category = self._key.partition(" · ")
         return backend, category
 
-    def _history(self, key: str) -> list[Judged]:
+    def _history(self, key: str) -> Stretch:
         """Recorded verdicts that this entry judged: a category is what the bundle calls it."""
         backend, _, category = key.partition(" · ")
         bundle = self._desk.thresholds.bundle()
-        named = self._desk.history.categories()
+        named = {category for _, category in self._desk.history.counts()}
         return self._desk.history.of(
             backend, [one for one in named if bundle.category_name(one) == category]
         )
@@ -169,15 +171,14 @@ class _Threshold:
     def _draw(self) -> None:
         say = self._say
         title(say("flipped"), "compare_arrows")
-        found = what_if(self._judged, getattr(self, "_at", self._entry().threshold))
+        found = self._judged.what_if(getattr(self, "_at", self._entry().threshold))
         if found is None:
             ui.label(say("no_history")).classes("note")
             return
         begin, end = say.when(found.begin_ns), say.when(found.end_ns)
         ui.label(say("history", count=found.count, begin=begin, end=end)).classes("note")
         self._figures(found)
-        surprises = np.array([one.surprise for one in self._judged])
-        options = flip_options(surprises, self._entry().threshold, self._at, say)
+        options = flip_options(self._judged.surprises, self._entry().threshold, self._at, say)
         ui.echart(inked(options, self._address.is_dark)).classes("chart").props(
             f'role=img aria-label="{say("surprise")}"'
         )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from engines.contracts import InspectionError
+from engines.contracts import BadConfig, InspectionError
 from pipeline.pulse import Pulse
 from pipeline.stream import open_stream
 
@@ -51,6 +51,7 @@ class Vital:
     """The machine and the processes at one moment."""
 
     living: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # role -> processes
+    cameras: Mapping[str, str] = field(default_factory=dict)  # process -> what it reads
     memory_used: int | None = None  # of Redis, bytes; None where it does not answer
     memory_limit: int = 0
     cpu_percent: float = 0.0
@@ -82,10 +83,11 @@ class Vitals:
 
     def look(self) -> None:
         """Look once."""
-        living, used, limit = self._server()
+        living, cameras, used, limit = self._server()
         ram = psutil.virtual_memory()
         self.now = Vital(
             living=living,
+            cameras=cameras,
             memory_used=used,
             memory_limit=limit,
             cpu_percent=psutil.cpu_percent(),
@@ -98,17 +100,27 @@ class Vitals:
             events=tuple(recent_events(self._logs)),
         )
 
-    def _server(self) -> tuple[dict[str, tuple[str, ...]], int | None, int]:
+    def _server(self) -> tuple[dict[str, tuple[str, ...]], dict[str, str], int | None, int]:
         redis = self._settings.redis
         try:
             url = redis.address(ROLE)
             with closing(Pulse(url, redis.namespace)) as pulse:
                 living = {role: tuple(pulse.living(role)) for role in ROLES}
+                cameras = _cameras(pulse)
             with open_stream(url, redis.namespace) as stream:
                 memory = stream.memory()
         except InspectionError:
-            return dict.fromkeys(ROLES, ()), None, 0
-        return living, memory.used_bytes, memory.limit_bytes
+            return dict.fromkeys(ROLES, ()), {}, None, 0
+        return living, cameras, memory.used_bytes, memory.limit_bytes
+
+
+def _cameras(pulse: Pulse) -> dict[str, str]:
+    """Which camera each process of that role reads."""
+    try:
+        notes = pulse.notes("ingest")
+    except BadConfig:  # users of an older `doctor --setup` may not ask
+        return {}
+    return {name: note.partition(" ")[2] for name, note in notes.items()}
 
 
 def recent_events(logs: Path) -> list[Event]:

@@ -5,6 +5,7 @@ Exempt are rules that a component of the library itself breaks; each names the c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from tests.pipeline.test_dashboard_tape import record
 from tests.tiny_line import write_line
 
 GRAVE = {"serious", "critical"}
+# Quasar's own list of options: between it and its options stands a scroller that takes the focus.
+OF_QUASAR = re.compile(r'aria-required-children \(critical\): <div role="listbox" class="q-menu ')
 TOKEN = "open sesame, 32 letters at least"  # noqa: S105 - of this test
 
 
@@ -91,7 +94,7 @@ def test_an_opened_list_shuts_nobody_out(line: Running, page: Page, theme: str) 
     page.get_by_role("combobox").first.click()
     page.get_by_role("option").first.wait_for()
     page.wait_for_timeout(500)
-    assert found(page) == []
+    assert [one for one in found(page) if not OF_QUASAR.match(one)] == []
 
 
 @NEEDS_BROWSER

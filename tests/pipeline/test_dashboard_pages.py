@@ -6,7 +6,9 @@ import json
 import os
 import re
 import signal
+import socket
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,15 +19,24 @@ from engines.contracts import Decision, Verdict
 from engines.images import encode_png
 from pipeline.applied import changes
 from pipeline.cli import main
-from pipeline.dashboard.history import History, what_if
+from pipeline.config import load_line
+from pipeline.dashboard.history import History, Stretch
 from pipeline.outputs.archive import Archive
 from pipeline.recording import read_verdicts
 from pipeline.review import ReviewLabels
 from pipeline.stream import VerdictDelivery, open_stream
-from tests.pipeline.pages import NEEDS_BROWSER, Running, answers, running_line, until, visiting
+from tests.pipeline.pages import (
+    NEEDS_BROWSER,
+    PAGES,
+    Running,
+    answers,
+    free_port,
+    running_line,
+    until,
+    visiting,
+)
 from tests.tiny_line import bad_part, write_line
 
-PAGES = ("/", "/reject", "/review", "/threshold", "/replay", "/health")
 HOSTILE = "<img src=x onerror=window.hacked=1>{{7*7}}\u202e"
 CSS = Path(__file__).parents[2] / "pipeline" / "dashboard" / "line.css"
 
@@ -34,7 +45,8 @@ CSS = Path(__file__).parents[2] / "pipeline" / "dashboard" / "line.css"
 def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One line for all of these."""
     pytest.importorskip("nicegui", reason="the extra 'dashboard' is not installed")
-    with running_line(tmp_path_factory.mktemp("line")) as running:
+    metrics = {"port": free_ports_from(40)}
+    with running_line(tmp_path_factory.mktemp("line"), metrics=metrics) as running:
         yield running
 
 
@@ -43,6 +55,29 @@ def page() -> Iterator[Page]:
     """One browser for all of these."""
     with visiting() as visited:
         yield visited
+
+
+def free_ports_from(count: int) -> int:
+    """The first of so many ports in a row that nobody listens at now."""
+    while True:
+        first = free_port()
+        if first + count < 65_000 and not any(is_taken(first + more) for more in range(count)):
+            return first
+
+
+def is_taken(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def served_number(line: Running, series: str) -> float:
+    """What the page's own /metrics says of a series."""
+    port = load_line(line.yaml).metrics.port_of("dashboard")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        told = answer.read().decode()
+    (value,) = re.findall(rf"^assayline_{re.escape(series)} (\S+)$", told, re.M)
+    return float(value)
 
 
 def numbers(page: Page) -> list[int]:
@@ -113,6 +148,7 @@ def test_labels_are_given_by_key_and_survive_a_killed_page(line: Running, page: 
     assert page.locator(".which").first.inner_text() != was
     (label,) = ReviewLabels(line.run_dir).newest().values()
     assert (label.answer, label.who) == ("false_reject", "Ada")
+    assert served_number(line, 'reviews_total{answer="false_reject",camera="left"}') == 1
     started = (line.run_dir / "logs" / "dashboard.log").read_text().splitlines()[0]
     page.evaluate("() => { window.isOld = true; }")
     os.kill(json.loads(started)["pid"], signal.SIGKILL)
@@ -237,8 +273,8 @@ def test_history_holds_what_a_threshold_decided(tmp_path: Path) -> None:
     with log.open("a") as file:
         file.write("\n" + made[2].model_dump_json() + "\n")
     history.look()
-    found = what_if(history.of("b", [""]), 0.4)
+    found = history.of("b", [""]).what_if(0.4)
     assert found is not None
     assert (found.count, found.fails_then, found.fails) == (2, 1, 2)
     assert [one.surprise for one in found.to_fail] == [0.5]
-    assert what_if([], 1.0) is None
+    assert Stretch([]).what_if(1.0) is None
