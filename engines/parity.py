@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,7 @@ from engines.inspector import Inspector, Part, inspect_all
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from engines.backend import BatchedBackend
     from engines.bundle import Bundle
     from engines.calibration import Calibration
     from engines.contracts import Backend
@@ -152,8 +154,8 @@ def build_and_compare(
 ) -> ParityReport:
     """Compile a bundle's engines into its cache and let them pass the gate, else remove them.
 
-    Raises ParityError where they disagree with torch on the bundle's parity set; what was built
-    before, in other precisions and for other backends, stays.
+    Raises ParityError where they disagree with the reference on the bundle's parity set; what was
+    built before, in other precisions and for other backends, stays.
     """
     from engines.parity_set import load_frames
 
@@ -163,7 +165,7 @@ def build_and_compare(
     progress(0.2)
     with (
         open_backend(bundle, backend, precision) as compiled,
-        open_backend(bundle, "torch", "f32") as reference,
+        open_reference(bundle) as reference,
     ):
         report = compare(bundle, compiled, reference, frames.images, frames.categories)
     progress(1.0)
@@ -171,6 +173,16 @@ def build_and_compare(
         refused = {cache / "int8"} if precision == "int8" else set()  # made for this build
         _discard((_entries(cache) - held) | (_entries(cache) & refused))
     return report.require()
+
+
+def open_reference(bundle: Bundle, capacity: int = 32) -> BatchedBackend:
+    """What engines are held against: torch in f32.
+
+    A machine at a line has no torch; there it is OpenVINO in f32, which torch was compared with
+    when the bundle was made.
+    """
+    name = "torch" if find_spec("torch") else "openvino"
+    return open_backend(bundle, name, "f32", capacity)
 
 
 def _entries(folder: Path) -> set[Path]:

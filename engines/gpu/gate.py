@@ -14,7 +14,7 @@ from engines.gpu.device import open_device
 from engines.gpu.engine_file import engine_folder
 from engines.gpu.precision import EightBits, precisions_of
 from engines.gpu.target import Target, capability_name, find_target
-from engines.parity import ParityReport, compare
+from engines.parity import ParityReport, compare, open_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -102,7 +102,7 @@ def _compared(
     progress(0.8, "parity")
     with (
         open_backend(bundle, "tensorrt", precision) as compiled,
-        open_backend(bundle, "torch", "f32") as reference,
+        open_reference(bundle) as reference,
     ):
         report = compare(bundle, compiled, reference, frames.images, frames.categories)
     if not report.passed:

@@ -1,4 +1,4 @@
-"""A GPU's engine: how fast its graphs are beside torch on the CPU, and what crosses the bus.
+"""A GPU's engine: how fast its graphs are beside this machine's CPU, and what crosses the bus.
 
 State rows stay on the device, so a step sends the slots of its rows and brings back the few
 integers that the scheduler decides by. Against: all state rows of the bucket going up and coming
@@ -15,6 +15,7 @@ import numpy as np
 
 from engines.backend import open_backend
 from engines.bundle import GRAPHS, open_bundle
+from engines.parity import open_reference
 from pipeline.bench.depth import refuse_tiles
 from pipeline.bench.machine import machine_facts
 from pipeline.bench.report import Report, Result
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from engines.contracts import Backend
 
 BATCHES, ROUNDS = (1, 8, 64), 5
-TORCH, ON_HOST = "torch eager f32 on the CPU", "state rows kept on the host"
+ON_HOST = "state rows kept on the host"
 
 
 @runtime_checkable
@@ -55,27 +56,27 @@ def bench_device(
     results: list[Result] = []
     with (
         open_backend(bundle, backend, precision, max(batches)) as ours,
-        open_backend(bundle, "torch", "f32", max(batches)) as reference,
+        open_reference(bundle, max(batches)) as reference,
     ):
         for batch in batches:
-            results += against_torch(bundle, ours, reference, batch, rounds)
+            results += against_cpu(bundle, ours, reference, batch, rounds)
             if isinstance(ours, Moving):
                 results += across_the_bus(bundle, ours, batch)
         facts = {"bundle": bundle.bundle_id, "engine": ours.key}
     return Report(machine_facts() | facts, tuple(results))
 
 
-def against_torch(
+def against_cpu(
     bundle: Bundle, ours: Backend, reference: Backend, batch: int, rounds: int
 ) -> Iterator[Result]:
     """Whole passes at the deepest plan and their graphs, in turns."""
     rows = drawn_rows(bundle, batch)
-    runs = {name: partial(timed_pass, one, rows) for name, one in (("", ours), (TORCH, reference))}
+    runs = {one.key: partial(timed_pass, one, rows) for one in (ours, reference)}
     took = in_turns(runs, rounds)
-    for part, seconds in took[""].items():
-        name = f"engine.vs_torch.{part}.{ours.key}_b{batch}"
-        each_ms = 1e3 * seconds / batch
-        yield Result(name, each_ms, "ms/frame", TORCH, took[TORCH][part] / seconds)
+    for part, seconds in took[ours.key].items():
+        name = f"engine.vs_cpu.{part}.{ours.key}_b{batch}"
+        ratio = took[reference.key][part] / seconds
+        yield Result(name, 1e3 * seconds / batch, "ms/frame", f"{reference.key} on the CPU", ratio)
 
 
 def across_the_bus(bundle: Bundle, engine: Moving, batch: int) -> Iterator[Result]:

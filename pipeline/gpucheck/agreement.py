@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from engines.backend import build_engine, open_backend
 from engines.contracts import EngineFault, InspectionError, ParityError
-from engines.parity import EPSILON, compare
+from engines.parity import EPSILON, compare, open_reference
 from engines.parity_set import has_frames
 from pipeline.bench.report import Result
 from pipeline.gpucheck.bundles import TIMED, frames_of, tried
 from pipeline.gpucheck.outcome import Asked, Found, NotHere
 from pipeline.gpucheck.parts import EIGHT_BITS
 
-TENSORRT, REFERENCE = "tensorrt", "torch f32 on the CPU"
+TENSORRT = "tensorrt"
 EXACT = "f32"  # an engine in less may disagree: it is then not used, which is no fault
 
 
@@ -39,7 +39,7 @@ def build(precision: str, asked: Asked) -> Found:
 
 
 def agree(backend: str, precision: str, asked: Asked) -> Found:
-    """The parity gate over all frames and plans of every bundle, against torch on the CPU."""
+    """The parity gate over all frames and plans of every bundle, against f32 on the CPU."""
     results: list[Result] = []
     facts: dict[str, str] = {}
     failed = []
@@ -47,11 +47,11 @@ def agree(backend: str, precision: str, asked: Asked) -> Found:
         images, categories = frames_of(bundle)
         with (
             open_backend(bundle, backend, precision) as ours,
-            open_backend(bundle, "torch", EXACT) as reference,
+            open_reference(bundle) as reference,
         ):
             report = compare(bundle, ours, reference, images, categories)
         worst = max(plan.max_epsilons for plan in report.plans)
-        told = f"{REFERENCE}, {report.frames} frames, {report.flips} flips"
+        told = f"{report.reference} on the CPU, {report.frames} frames, {report.flips} flips"
         results.append(
             Result(
                 f"parity.{name}.{report.backend}",

@@ -17,7 +17,7 @@ from engines.backend_torch import TorchBackend
 from engines.bundle import Bundle
 from engines.calibration_fit import Wanted, fit_calibration
 from engines.contracts import BadBundle, ParityError
-from engines.parity import Limit, ParityReport, build_and_compare, compare
+from engines.parity import Limit, ParityReport, build_and_compare, compare, open_reference
 from engines.parity_set import ParitySet
 from tests.engines.exported import Exported, build_sketch, draw_parts, exported, sealed
 from tests.engines.sketch_parts import Sketch
@@ -140,6 +140,18 @@ def test_limits_come_from_the_calibration(bundle: Bundle, sketch: Exported) -> N
     assert report.thresholds
     assert report.passed
     assert report.flips == 0
+
+
+def test_a_machine_without_torch_has_a_reference_too(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line's machine compiles engines and lets them pass the gate; it carries no torch."""
+    opened = Mock()
+    monkeypatch.setattr("engines.parity.open_backend", opened)
+    open_reference(bundle)
+    monkeypatch.setattr("engines.parity.find_spec", lambda _: None)
+    open_reference(bundle)
+    assert [call.args[1:3] for call in opened.mock_calls] == [("torch", "f32"), ("openvino", "f32")]
 
 
 @pytest.mark.parametrize("precision", ["f32", "int8"])

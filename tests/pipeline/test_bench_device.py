@@ -43,10 +43,13 @@ def test_a_step_moves_exactly_the_few_integers_of_its_rows(
 ) -> None:
     """Over the device double: the bench's figures are the bytes that the device copied."""
 
-    def opened(_: Bundle, name: str, *__: object) -> BatchedBackend:
-        return sketch.openvino(capacity=BATCH) if name == "torch" else on_host(sketch, BATCH)[0]
+    def opened(*_: object) -> BatchedBackend:
+        return on_host(sketch, BATCH)[0]
 
     monkeypatch.setattr("pipeline.bench.device.open_backend", opened)
+    monkeypatch.setattr(
+        "pipeline.bench.device.open_reference", lambda *_: sketch.openvino(capacity=BATCH)
+    )
     report = bench_device(bundle.folder, "tensorrt", "f32", rounds=1, batches=(BATCH,))
     found = {result.name: result for result in report.results}
     step = found[f"engine.bus.step.tensorrt:f32_b{BATCH}"]
@@ -66,7 +69,7 @@ def test_a_step_moves_exactly_the_few_integers_of_its_rows(
         call()
         told = found[f"engine.bus.{graph}.tensorrt:f32_b{BATCH}"]
         assert told.value == device.copied["upload"] + device.copied["download"]
-        assert f"engine.vs_torch.{graph}.tensorrt:f32_b{BATCH}" in found
+        assert f"engine.vs_cpu.{graph}.tensorrt:f32_b{BATCH}" in found
     backend.close()
 
 
