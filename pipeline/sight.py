@@ -16,6 +16,8 @@ import numpy as np
 from engines.contracts import UInt8
 from pipeline.telemetry import facts
 
+EVERY = 16  # of its rows is looked at first
+NOT_SUMMED = -1
 FROZEN_AFTER = 5  # exposures in a row that are the same in every pixel: no sensor is that quiet
 
 
@@ -34,20 +36,28 @@ KNOWN: dict[str, Seen] = {
 }
 
 
+def _check_sum(rows: UInt8) -> int:
+    return zlib.crc32(np.ascontiguousarray(rows).data)
+
+
 class Sight:
     """Looks at what one camera delivers; ``note`` may be asked from another thread."""
 
     def __init__(self, camera: str) -> None:
         self._camera = camera
-        self._last = -1  # check sum of the newest image
+        self._last = (-1, -1)  # check sums of the newest image: of a few rows, and of all
         self._repeats = 1
         self._is_frozen = False
 
     def see(self, image: UInt8) -> None:
         """Take in the newest model input [H, W, 3]."""
-        seen = zlib.crc32(np.ascontiguousarray(image).data)
-        self._repeats = self._repeats + 1 if seen == self._last else 1
-        self._last = seen
+        last_few, last_all = self._last
+        few = _check_sum(image[::EVERY])
+        # Of most images a few rows tell that they are new; the sum of all is for the others.
+        every = _check_sum(image) if few == last_few else NOT_SUMMED
+        is_same = few == last_few and last_all in {every, NOT_SUMMED}
+        self._repeats = self._repeats + 1 if is_same else 1
+        self._last = (few, every)
         is_frozen = self._repeats >= FROZEN_AFTER
         if is_frozen and not self._is_frozen:
             facts.event("camera_frozen", level="warning", camera=self._camera, same=self._repeats)

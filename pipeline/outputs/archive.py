@@ -146,10 +146,9 @@ class Archive:
             self._bytes -= freed
 
     def _write(self, stem: str, contents: Mapping[str, bytes]) -> None:
+        (self._folder / stem).parent.mkdir(exist_ok=True)
         for suffix, content in contents.items():
-            path = self._folder / f"{stem}{suffix}"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(content)
+            (self._folder / f"{stem}{suffix}").write_bytes(content)
 
     def _remove(self, stem: str) -> None:
         for suffix in reversed(SUFFIXES):

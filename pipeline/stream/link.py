@@ -22,6 +22,7 @@ from redis.retry import Retry
 
 from engines.contracts import BadConfig, InspectionError, StreamLost
 from pipeline.stream.facts import Keys, Memory
+from pipeline.stream.unix import WholeSending
 
 Word = str | bytes | memoryview | int  # of a command
 CONNECT_TIMEOUT_S = 2.0
@@ -270,9 +271,11 @@ class Link:
         return taken, [entry_id.decode() for entry_id in lost]
 
     def _client(self, url: str, retries: int, extra_s: float = 0.0) -> Redis:
+        kind = {"connection_class": WholeSending} if url.startswith("unix:") else {}
         try:
             return Redis.from_url(
                 url,
+                **kind,
                 socket_connect_timeout=CONNECT_TIMEOUT_S,
                 socket_timeout=REPLY_TIMEOUT_S + extra_s,
                 retry=Retry(NoBackoff(), retries),
