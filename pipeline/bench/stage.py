@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import yaml
 
+from engines.bundle import open_bundle
 from engines.contracts import EngineFault, Reason
 from pipeline.config import load_line
 from pipeline.lanes import Lane
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 CAMERA, SERVER = "bench", "server"
 ROLES = ("ingest", "inspect", "sink", SERVER)
 PARTS, DRAWN, SEED, JITTER = ("board", "disc", "fabric"), 48, 5, 0.1
+DEFECT_RATE = 0.1
 GATE_MS = 60_000  # nothing is cut short: what a part had to wait is measured, not judged
 LOOK_S = 0.1
 LATE = {Reason.DEADLINE, Reason.OVERRUN}  # what load does to a line
@@ -79,9 +81,10 @@ class Seen:
             )
 
 
-def simulator(frames: int | None, rate_hz: float) -> dict[str, Any]:
+def simulator(frames: int | None, rate_hz: float, size: tuple[int, int]) -> dict[str, Any]:
     """The source of a bench; at ``rate_hz`` 0 it gives frames as fast as they are taken.
 
+    Its exposures have the ``size`` that the bundle takes, as a camera's region of interest may.
     Without an end (``frames`` None) the belt is idle, and its first part comes at once.
     """
     return {
@@ -89,6 +92,8 @@ def simulator(frames: int | None, rate_hz: float) -> dict[str, Any]:
         "parts": list(PARTS),
         "seed": SEED,
         "rate_hz": rate_hz,
+        "defect_rate": DEFECT_RATE,
+        "size": list(size),
         "frames": frames,
         "jitter": 0.0 if frames is None else JITTER,
         "rendered": min(DRAWN, frames or 1),
@@ -103,7 +108,8 @@ def run_stage(
     seen = Seen()
     with tempfile.TemporaryDirectory(prefix="assayline-bench-") as name, no_overrides():
         folder = Path(name).resolve()
-        line = _written(folder, bundle, simulator(frames, rate_hz))
+        source = simulator(frames, rate_hz, open_bundle(bundle).frame_size)
+        line = _written(folder, bundle, source)
         with _watched_cpu(folder, seen, stop, idle_s):
             report = run_watched(load_line(line), line, seen.add, stop)
     seen.residual = report["residual"]

@@ -71,6 +71,7 @@ class SimulatedLine:
         self._rate_hz, self._count = rate_hz, frames
         self._defect_rate, self._jitter = defect_rate, jitter
         self._rendered = rendered
+        self._plans: dict[int, _Plan] = {}  # of parts that pass again
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Frames in belt order until ``stop``, in real time; ``captured_ns`` strictly rises."""
@@ -119,13 +120,19 @@ class SimulatedLine:
         return index % self._rendered if self._rendered else index
 
     def _plan(self, index: int) -> _Plan:
-        rng = generator(self._seed(), "line", self._number(index))
+        number = self._number(index)
+        if (known := self._plans.get(number)) is not None:
+            return known
+        rng = generator(self._seed(), "line", number)
         part = self._parts[int(rng.integers(len(self._parts)))]
         is_faulty, lateness = rng.random() < self._defect_rate, rng.random()
         kinds = defects(part)
         kind = kinds[int(rng.integers(len(kinds)))] if is_faulty else None
         severity = float(rng.uniform(LEAST_SEVERITY, 1.0)) if is_faulty else 0.0
-        return _Plan(part, kind, severity, lateness)
+        plan = _Plan(part, kind, severity, lateness)
+        if self._rendered:
+            self._plans[number] = plan
+        return plan
 
     def _seed(self) -> int:
         """Two cameras of one seed see different parts."""
