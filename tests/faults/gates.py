@@ -5,8 +5,11 @@ gate. And an onlooker without a part in the line has to have seen it before the 
 claims, somebody could act on. The onlooker is no faster than this machine, so he judges strictly.
 
 Nobody can answer through a server that is stopped, frozen or read-only, across a cut network, or
-without a sink, which keeps the gate. So an injury that does not keep it excuses the parts whose
-gate comes between its beginning and the moment the line is well again, or ``READY_S`` later.
+without a sink, which keeps the gate. Such an injury excuses the parts whose gate comes between its
+beginning and the moment the line is well again, or ``READY_S`` later. Where the clock is set, it
+also excuses what is seen in that time, since stamps on both sides of a step do not compare. Where a
+camera's process dies or stands still, it excuses the part that it had in its hand: one that was
+exposed within ``HAND_S`` of that moment and that nobody else knew of.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from engines.contracts import StreamLost
 from pipeline.gate import hurry
@@ -30,7 +33,8 @@ if TYPE_CHECKING:
     from tests.faults.standing import Standing
 
 MARGIN_MS = 5.0
-READY_S = 0.5
+READY_S, HAND_S = 0.5, 0.1
+Excused = Literal["gate", "clock", "held"]
 BLOCK_MS, FEW = 200, 8  # few at once, so that reading them takes no time
 AGAIN_S = 0.005
 
@@ -39,10 +43,31 @@ class Sight(NamedTuple):
     """One verdict as an onlooker saw it; milliseconds before its gate, negative = after it."""
 
     frame_id: str
-    gate_s: float  # monotonic
+    captured_s: float  # monotonic, like the next two
+    gate_s: float
+    seen_s: float
     stamped_ms: float
     seen_ms: float
     reason: str
+
+
+class Excuse(NamedTuple):
+    """Monotonic seconds in which nobody could answer: by their gate, when seen, or exposed."""
+
+    first_s: float
+    last_s: float
+    of: Excused
+
+    def holds_for(self, sight: Sight) -> bool:
+        """Whether nobody could have answered this part in time."""
+        met = self.first_s <= sight.gate_s <= self.last_s + READY_S
+        match self.of:
+            case "gate":
+                return met
+            case "clock":
+                return met or self.first_s <= sight.seen_s <= self.last_s + READY_S
+            case "held":
+                return abs(sight.captured_s - self.first_s) <= HAND_S
 
 
 class Onlooker:
@@ -74,7 +99,9 @@ class Onlooker:
         age_ms, gate_ms = _ms(seen_ns, verdict), self._gates_ms[verdict.camera]
         sight = Sight(
             verdict.frame_id,
+            seen_s - age_ms / 1e3,
             seen_s + (gate_ms - age_ms) / 1e3,
+            seen_s,
             gate_ms - _ms(verdict.decided_ns, verdict),
             gate_ms - age_ms,
             str(verdict.reason or ""),
@@ -109,8 +136,8 @@ class Gates:
     late: list[str] = field(default_factory=list)  # frames, with milliseconds and reason
 
 
-def judged(sights: Sequence[Sight], excused: Sequence[tuple[float, float]]) -> Gates:
-    """Weigh what was seen; ``excused`` are spans of monotonic seconds."""
+def judged(sights: Sequence[Sight], excused: Sequence[Excuse]) -> Gates:
+    """Weigh what was seen."""
     told = Gates()
     for sight in sights:
         if _is_excused(sight, excused):
@@ -128,15 +155,15 @@ def judged(sights: Sequence[Sight], excused: Sequence[tuple[float, float]]) -> G
 
 
 def least_ms(
-    sights: Sequence[Sight], span: tuple[float, float], excused: Sequence[tuple[float, float]]
+    sights: Sequence[Sight], span: tuple[float, float], excused: Sequence[Excuse]
 ) -> float | None:
     """How long before its gate the last part was answered whose gate came within a span."""
     met = (one for one in sights if span[0] <= one.gate_s <= span[1])
     return min((one.stamped_ms for one in met if not _is_excused(one, excused)), default=None)
 
 
-def _is_excused(sight: Sight, excused: Sequence[tuple[float, float]]) -> bool:
-    return any(first <= sight.gate_s <= last + READY_S for first, last in excused)
+def _is_excused(sight: Sight, excused: Sequence[Excuse]) -> bool:
+    return any(one.holds_for(sight) for one in excused)
 
 
 def _least(known: float | None, new: float) -> float:

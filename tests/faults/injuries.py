@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from pipeline.swap import bundle_in_force
 from pipeline.swap.ordering import swap
+from tests.faults.gates import Excused
 from tests.faults.servers import HurtServer
 from tests.faults.standing import Standing
 
@@ -38,7 +39,7 @@ class Injury:
     bound_s: float = WITHOUT_S
     weight: int = 2
     needs: str = ""  # "network" or "clock"
-    keeps_gate: bool = False  # somebody can answer: see ``gates``
+    excuses: Excused | None = None  # parts that nobody can answer in time: see ``gates``
 
 
 def kill(role: str) -> Hurt:
@@ -160,31 +161,31 @@ def _swap(line: Standing, rng: random.Random) -> None:
 
 
 INJURIES: dict[str, Injury] = {
-    "kill a worker": Injury(kill("inspect"), WITH_SECOND_WORKER_S, 6, keeps_gate=True),
-    "kill all workers": Injury(_kill_all_workers, weight=3, keeps_gate=True),
-    "kill the sink": Injury(kill("sink"), weight=4),
-    "kill a camera's process": Injury(kill("ingest"), weight=4, keeps_gate=True),
-    "freeze a worker": Injury(freeze("inspect"), WITH_SECOND_WORKER_S, 3, keeps_gate=True),
-    "freeze all workers": Injury(freeze("inspect", everyone=True), weight=1, keeps_gate=True),
-    "freeze the sink": Injury(freeze("sink", 2.0)),
-    "freeze a camera's process": Injury(freeze("ingest", 2.0), keeps_gate=True),
-    "hang a worker": Injury(freeze("inspect", HUNG_S), weight=1, keeps_gate=True),
-    "hang the sink": Injury(freeze("sink", HUNG_S), weight=1),
-    "stop the server": Injury(for_a_while(HurtServer.stop, HurtServer.start)),
-    "kill the server": Injury(for_a_while(HurtServer.kill, HurtServer.start)),
-    "freeze the server": Injury(for_a_while(_freeze_server, _thaw_server)),
-    "fill the server": Injury(for_a_while(HurtServer.fill, HurtServer.empty), keeps_gate=True),
+    "kill a worker": Injury(kill("inspect"), WITH_SECOND_WORKER_S, 6),
+    "kill all workers": Injury(_kill_all_workers, weight=3),
+    "kill the sink": Injury(kill("sink"), weight=4, excuses="gate"),
+    "kill a camera's process": Injury(kill("ingest"), weight=4, excuses="held"),
+    "freeze a worker": Injury(freeze("inspect"), WITH_SECOND_WORKER_S, 3),
+    "freeze all workers": Injury(freeze("inspect", everyone=True), weight=1),
+    "freeze the sink": Injury(freeze("sink", 2.0), excuses="gate"),
+    "freeze a camera's process": Injury(freeze("ingest", 2.0), excuses="held"),
+    "hang a worker": Injury(freeze("inspect", HUNG_S), weight=1),
+    "hang the sink": Injury(freeze("sink", HUNG_S), weight=1, excuses="gate"),
+    "stop the server": Injury(for_a_while(HurtServer.stop, HurtServer.start), excuses="gate"),
+    "kill the server": Injury(for_a_while(HurtServer.kill, HurtServer.start), excuses="gate"),
+    "freeze the server": Injury(for_a_while(_freeze_server, _thaw_server), excuses="gate"),
+    "fill the server": Injury(for_a_while(HurtServer.fill, HurtServer.empty)),
     "make the server read-only": Injury(
-        for_a_while(HurtServer.forbid_writes, HurtServer.allow_writes)
+        for_a_while(HurtServer.forbid_writes, HurtServer.allow_writes), excuses="gate"
     ),
-    "drop all connections 20 times": Injury(_drop_clients, keeps_gate=True),
-    "throw entries into the streams": Injury(_throw_entries, keeps_gate=True),
-    "swap the bundle": Injury(_swap, WITH_SECOND_WORKER_S, keeps_gate=True),
-    "step the server's clock": Injury(_step_clock, needs="clock"),
-    "cut the network": Injury(_weather(_cut), needs="network"),
-    "slow the network": Injury(_weather(_slow), needs="network", keeps_gate=True),
-    "lose pieces on the network": Injury(_weather(_lossy), needs="network", keeps_gate=True),
-    "reset the network": Injury(_weather(_reset), needs="network", keeps_gate=True),
+    "drop all connections 20 times": Injury(_drop_clients),
+    "throw entries into the streams": Injury(_throw_entries),
+    "swap the bundle": Injury(_swap, WITH_SECOND_WORKER_S),
+    "step the server's clock": Injury(_step_clock, needs="clock", excuses="clock"),
+    "cut the network": Injury(_weather(_cut), needs="network", excuses="gate"),
+    "slow the network": Injury(_weather(_slow), needs="network"),
+    "lose pieces on the network": Injury(_weather(_lossy), needs="network"),
+    "reset the network": Injury(_weather(_reset), needs="network"),
 }
 
 

@@ -84,12 +84,13 @@ def _gates(told: dict[str, Any]) -> str:
         f"gate (at least {MARGIN_MS:.0f} are promised), and an onlooker had seen each verdict "
         f"{told['least_seen_ms']} ms before it. Excused are {excused} parts, whose gate came while "
         "the server was stopped, frozen or read-only, its clock was set, the network was cut, or "
-        "no sink lived: then nobody can answer, or nobody could tell the gate."
+        "no sink lived (then nobody can answer, or nobody could tell the gate), or which a dying "
+        "camera's process alone had in its hand."
     )
 
 
 def _kept(kind: str, least_ms: float | None) -> str:
-    if not INJURIES[kind].keeps_gate:
+    if INJURIES[kind].excuses == "gate":
         return "excused"
     return "" if least_ms is None else f"{least_ms:.0f}"
 
@@ -112,11 +113,7 @@ def _table(rounds: list[Round]) -> list[str]:
     ]
     for kind, some in sorted(times.items()):
         over, least = sum(one > bounds[kind] for one in some), _least(gates[kind])
-        told = (
-            ("no part's came" if least is None else f"{least:.1f}")
-            if INJURIES[kind].keeps_gate
-            else "excused"
-        )
+        told = _kept(kind, least)
         lines.append(
             f"| {kind} | {len(some)} | {median(some):.2f} | {max(some):.2f} | "
             f"{bounds[kind]:.0f} | {over} | {told} |"

@@ -18,7 +18,7 @@ import psutil
 import yaml
 
 from pipeline.lanes import Lane
-from tests.faults.gates import Gates, Onlooker, judged, least_ms, watched_gates
+from tests.faults.gates import Excuse, Gates, Onlooker, judged, least_ms, watched_gates
 from tests.faults.injuries import INJURIES, OTHER, drawn
 from tests.faults.invariants import left_by
 from tests.faults.servers import HurtServer, has_compiler
@@ -33,7 +33,8 @@ from tests.stub_line import (
 )
 
 CAMERAS, RATE_HZ, PARTS = ("left", "right"), 45.0, 200
-GATE_MS = 3000
+GATES_MS = (500, 1000, 3000)  # of a round
+FAR_MS = 3000  # where pieces on the network arrive a retransmission late
 QUIET_S = (0.5, 2.0)  # between a recovery and the next fault
 LOOK_S = 1.0
 WARM_S = 10.0  # before a process is compared with itself
@@ -48,7 +49,6 @@ class Hurt:
     kind: str
     recovery_s: float
     bound_s: float
-    keeps_gate: bool = False
     took_s: float = 0.0  # itself, before the recovery
     least_ms: float | None = None  # stamped before the gate, of parts whose gate met it
 
@@ -101,9 +101,11 @@ def run_round(number: int, seed: int, seconds: float, folder: Path, bundle: Path
     has_network, has_clock = rng.random() < 0.4, has_compiler() and rng.random() < 0.3
     appendonly = rng.random() < 0.5
     conditions = {"remembering server": appendonly, "network": has_network, "clock": has_clock}
-    shown = Round(number, seed, ", ".join(name for name, on in conditions.items() if on) or "plain")
+    told = ", ".join(name for name, on in conditions.items() if on) or "plain"
+    gate_ms = FAR_MS if has_network else rng.choice(GATES_MS)
+    shown = Round(number, seed, f"{told}, gate {gate_ms} ms" if bundle is None else told)
     folder.mkdir(parents=True)
-    line = _stub_line(folder, rng) if bundle is None else _real_line(folder, bundle)
+    line = _stub_line(folder, rng, gate_ms) if bundle is None else _real_line(folder, bundle)
     began = time.monotonic()
     server = HurtServer(folder / "server", appendonly=appendonly, clock=has_clock)
     with server, standing(line, server, networked=has_network) as here:
@@ -125,14 +127,14 @@ def run_round(number: int, seed: int, seconds: float, folder: Path, bundle: Path
     return shown
 
 
-def _stub_line(folder: Path, rng: random.Random) -> Path:
+def _stub_line(folder: Path, rng: random.Random, gate_ms: int) -> Path:
     write_stub_bundle(folder / "stub")
     write_stub_bundle(folder / OTHER, COSTS | {"start": (210_000, 20_000)})
     write_numbers(folder / "parts", mixed(PARTS))
     (folder / "parts" / "00007-damaged.png").write_bytes(b"no picture")
     shared = {"left": rng.choice(("inline", "shared")), "right": "inline"}
     cameras = [
-        stub_camera(name, rate_hz=RATE_HZ, gate_ms=GATE_MS, transport=shared[name])
+        stub_camera(name, rate_hz=RATE_HZ, gate_ms=gate_ms, transport=shared[name])
         for name in CAMERAS
     ]
     return write_stub_line(
@@ -173,7 +175,7 @@ def _hurt(here: Standing, kind: str, rng: random.Random, began: float) -> Hurt:
     one, at_s = INJURIES[kind], time.monotonic()
     one.hurt(here, rng)
     took_s = time.monotonic() - at_s
-    return Hurt(at_s - began, kind, here.recovery_s(), one.bound_s, one.keeps_gate, took_s)
+    return Hurt(at_s - began, kind, here.recovery_s(), one.bound_s, took_s)
 
 
 @contextmanager
@@ -203,12 +205,11 @@ def _weigh_gates(shown: Round, onlooker: Onlooker, began: float) -> None:
     """How the gates were kept, of all parts and of those that met each injury."""
     spans = [(began + one.at_s, began + one.at_s + one.lasted_s) for one in shown.hurts]
     met = list(zip(shown.hurts, spans, strict=True))
-    excused = [span for one, span in met if not one.keeps_gate]
+    excused = [Excuse(*span, of) for one, span in met if (of := INJURIES[one.kind].excuses)]
     sights = list(onlooker.sights.values())
     shown.gates = judged(sights, excused)
     for one, span in met:
-        if one.keeps_gate:
-            one.least_ms = least_ms(sights, span, excused)
+        one.least_ms = least_ms(sights, span, excused)
 
 
 def _late(gates: Gates) -> list[str]:
