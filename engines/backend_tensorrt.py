@@ -1,19 +1,24 @@
 """The GPU worker: a bundle's three graphs as TensorRT engines over rows that stay on the device.
 
 One thread opens, uses and closes it. Frames travel by a ring of page-locked memory and a stream of
-their own; all else is queued on one compute stream, whose order needs no events. The host waits
-once in a call, for the few integers of its rows or for maps and scores, because the scheduler
-decides with them. A bucket that ran before is one launch of a CUDA graph.
+their own, each to the place of its slot: those that wait for their start (``bring``), and those of
+the parts that follow, while other calls compute. All else is queued on one compute stream, whose
+order needs no events. The host waits once in a call, for the few integers of its rows or for maps
+and scores, because the scheduler decides with them. A bucket that ran before is one launch of a
+CUDA graph.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from engines.backend import DEVICE_BUCKETS, PROGRESS, BatchedBackend, bucket_of, columns
 from engines.bundle import GRAPHS
@@ -27,7 +32,7 @@ from engines.gpu.ring import FrameRing
 from engines.gpu.rows import StateTable, idle_slots, padded_slots, row_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from engines.backend import Precision
@@ -71,7 +76,8 @@ class TensorRtBackend(BatchedBackend):
         self.traffic: dict[GraphName, Traffic] = {graph: Traffic() for graph in GRAPHS}
         self._owner = threading.get_ident()
         self._lost = ""  # what the device said last
-        self._coming: deque[UInt8] = deque()  # frames of the parts that follow
+        self._coming: deque[tuple[UInt8, list[int]]] = deque()  # frames of the parts that follow
+        self._here: dict[int, UInt8] = {}  # slot -> frame that was brought for its start
         self._is_sent = False  # whether the next part's frames are on their way
         self._moments: list[Event] = []  # between stages
         with Lease(device) as lease:
@@ -79,18 +85,30 @@ class TensorRtBackend(BatchedBackend):
             for executable in executables.values():
                 lease.keep(executable)
             self._compute, self._done = lease.stream(), lease.event()
+            port = next(p for p in executables["start"].inputs if p.name == FRAMES)
+            self._frame = row_bytes(port.dtype, port.shape)
+            self._frames = lease.zeroed(capacity * self._frame, self._compute)  # by slot
             self._runs = self._opened(lease, executables, spec)
-            frame = self._runs["start"].inputs[FRAMES]
-            self._ring = FrameRing(lease, row_bytes(frame.dtype, frame.shape), self._compute)
+            self._ring = FrameRing(lease, self._frame, self._compute)
             self._graphs = GraphCache(lease, self._compute)
+
+    def bring(self, images: Sequence[UInt8], slots: Sequence[int]) -> None:
+        """Let frames travel while other calls compute, ahead of the start of their slots.
+
+        What cannot travel now does so with its start, which then says why.
+        """
+        port = self._runs["start"].inputs[FRAMES]
+        if all((str(i.dtype), i.shape) == (port.dtype, port.shape) for i in images):
+            with suppress(EngineFault):
+                self._guarded("start", self._send, images, slots)
+                self._here |= dict(zip(slots, images, strict=True))
 
     def start(self, rows: Rows, slots: list[int]) -> Progress:
         """Frames of a part go up while the part before it is computed."""
         self._check(rows)
-        width = self.buckets[-1]
-        self._coming.extend(
-            rows.image[first : first + width] for first in range(0, len(rows), width)
-        )
+        if len(rows) == len(slots):  # anything else is refused below
+            parts = self._batches(slots)
+            self._coming.extend((rows.image[part], slots[part]) for part in parts)
         try:
             return super().start(rows, slots)
         finally:
@@ -137,6 +155,7 @@ class TensorRtBackend(BatchedBackend):
     def _start(self, rows: Rows, slots: list[int]) -> Progress:
         if not self._is_sent:
             self._send_next()
+        self._ring.arrive()
         self._runs["start"].write(columns(rows))
         self._call("start", slots)
         self._is_sent = self._send_next()
@@ -185,10 +204,17 @@ class TensorRtBackend(BatchedBackend):
         """Whether there were frames to send."""
         if not self._coming:
             return False
-        images = self._coming.popleft()
-        self._ring.send(images, self._runs["start"].frames_address)
-        self.traffic["start"].bytes_up += images.nbytes
+        images, slots = self._coming.popleft()
+        known = [self._here.pop(slot, None) for slot in slots]
+        new = [i for i, image in enumerate(images) if not np.array_equal(known[i], image)]  # type: ignore[arg-type]
+        self._send([images[i] for i in new], [slots[i] for i in new])
         return True
+
+    def _send(self, images: Sequence[UInt8], slots: Sequence[int]) -> None:
+        """Nothing reads the places of these slots: whoever started them waited for it."""
+        if images:
+            self._ring.send(np.stack(images), [self._frames + slot * self._frame for slot in slots])
+            self.traffic["start"].bytes_up += len(images) * self._frame
 
     def _check(self, rows: Rows) -> None:
         given = columns(rows)
@@ -226,6 +252,7 @@ class TensorRtBackend(BatchedBackend):
                 executables[graph],
                 spec=spec.graphs[graph],
                 table=table,
+                frames=self._frames,
                 stream=self._compute,
                 widest=self.buckets[-1],
             )

@@ -16,7 +16,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -42,6 +42,15 @@ if TYPE_CHECKING:
     from engines.mosaic import Mosaic
 
 Answer = TypeVar("Answer", Progress, Evidence)
+
+
+@runtime_checkable
+class Bringing(Protocol):
+    """A backend to which frames may travel while others are computed, ahead of their start."""
+
+    def bring(self, images: Sequence[UInt8], slots: Sequence[int]) -> None:
+        """Let frames travel; one that did not arrive travels with its start."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +85,7 @@ class Inspector:
         mosaic: Mosaic | None = None,
     ) -> None:
         self._backend = backend
+        self._bring = backend.bring if isinstance(backend, Bringing) else None
         self._mosaic = mosaic
         self._tiles = 1 if mosaic is None else mosaic.tiling.count
         if backend.capacity < self._tiles:
@@ -111,6 +121,7 @@ class Inspector:
     def admit(self, parts: Iterable[Part]) -> None:
         """Give each part a slot; raises IndexError beyond ``free_slots``."""
         now_ns = self._clock()
+        fresh: dict[int, UInt8] = {}
         for part in parts:
             if self.free_slots < 1:
                 raise IndexError(f"there is no slot for {part.frame_id}")
@@ -119,8 +130,11 @@ class Inspector:
             for tile, row in enumerate(self._rows_of(part)):
                 slot = self._free.popleft()
                 self._parts[slot], self._sheets[slot] = row, sheet
+                fresh[slot] = row.image
                 sheet.jobs[tile] = _job(row, slot, now_ns, tile)
                 self._scheduler.add(sheet.jobs[tile])
+        if fresh and self._bring is not None:
+            self._bring(list(fresh.values()), list(fresh))
 
     def step(self, *, expects_more: bool = True) -> list[Finding]:
         """One turn: one call of one graph, or parts given up because nothing could save them.

@@ -34,6 +34,7 @@ Ports = dict[str, Port]
 class GraphRun:
     """An executable with its buffers bound, over the rows of a state table.
 
+    ``frames``: address of the frames by slot, which a start gathers as others do rows of state.
     ``widest``: rows of the largest bucket, which all buffers hold. Raises BadBundle for an engine
     whose ports are not those of the manifest.
     """
@@ -46,6 +47,7 @@ class GraphRun:
         *,
         spec: GraphSpec,
         table: StateTable,
+        frames: int,
         stream: Stream,
         widest: int,
     ) -> None:
@@ -61,6 +63,10 @@ class GraphRun:
         self._before = self._after = self._telling = None
         if name == "start":
             self._up = self._columns(lease, self.inputs)
+            size = self.frame_bytes
+            self._before = Moves(
+                lease, [Strip(frames, self._addresses[FRAMES], size, size)], stream
+            )
         else:
             self._before = Moves(lease, self._strips(table, self.inputs), stream)
         if name == "finish":
@@ -70,11 +76,6 @@ class GraphRun:
             told = new_column(lease, TOLD, widest)
             self._down = {TOLD.name: told}
             self._telling = Moves(lease, progress_strips(table, told.address), stream)
-
-    @property
-    def frames_address(self) -> int:
-        """Where the frames of a batch lie."""
-        return self._addresses[FRAMES]
 
     @property
     def frame_bytes(self) -> int:

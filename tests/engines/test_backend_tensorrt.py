@@ -120,6 +120,63 @@ def test_more_rows_than_the_largest_bucket_are_split(
     assert np.allclose(found.anomaly_score, expected.anomaly_score, rtol=1e-5)
 
 
+def test_a_frame_travels_before_its_start_while_a_step_computes(
+    glad: Exported, theirs: OpenVinoBackend, device: CheckedDevice
+) -> None:
+    """Frames that were brought are not sent again, in whatever order their slots start."""
+    rows, slots = drawn(glad, 6, 9), [5, 1, 4, 0, 3, 2]
+    with on_host(glad, 6, device)[0] as ours:
+        for _ in range(3):
+            ours.bring(list(rows.image), slots)
+            device.copied.clear()
+            turned = Rows(*(getattr(rows, f)[::-1] for f in ("image", "category", "seed", "plan")))
+            assert agree(ours.start(turned, slots[::-1]), theirs.start(turned, slots[::-1]))
+            assert device.copied["upload"] < IMAGE_BYTES
+            ours.step(slots[:2])
+            found, expected = ours.finish(slots), theirs.finish(slots)
+            assert found.anomaly_map.shape == expected.anomaly_map.shape
+
+
+def test_an_inspector_lets_frames_travel_as_they_are_admitted(
+    glad: Exported, device: CheckedDevice
+) -> None:
+    """What waits for a batch is on the device when its turn comes: every frame goes up once."""
+    parts = draw_parts(glad.method, 9, seed=5)
+    with on_host(glad, 9, device)[0] as backend:
+        inspector = Inspector(backend, batch_max=2)
+        device.copied.clear()
+        inspector.admit(parts)
+        assert device.copied["upload"] == 9 * IMAGE_BYTES
+        assert len(inspector.drain()) == 9
+        assert device.copied["upload"] < 10 * IMAGE_BYTES
+
+
+def test_a_frame_that_was_brought_for_another_start_is_not_used(
+    glad: Exported, theirs: OpenVinoBackend, device: CheckedDevice
+) -> None:
+    """A slot that was given up, or a frame changed since, goes up again; a foreign one waits."""
+    rows, others, slots = drawn(glad, 3, 9), drawn(glad, 3, 10), [2, 0, 1]
+    with on_host(glad, 3, device)[0] as ours:
+        ours.bring(list(others.image), slots)
+        ours.bring([rows.image[0][:5]], [2])
+        assert agree(ours.start(rows, slots), theirs.start(rows, slots))
+        found, expected = ours.finish(slots), theirs.finish(slots)
+        assert np.allclose(found.anomaly_score, expected.anomaly_score, rtol=1e-5, equal_nan=True)
+
+
+def test_a_device_that_is_lost_while_frames_travel_is_said_by_their_start(
+    glad: Exported, device: CheckedDevice
+) -> None:
+    """Nobody has to handle a fault where frames are only let in."""
+    rows = drawn(glad, 2, 9)
+    backend, _ = on_host(glad, 2, device)
+    device.fail("upload")
+    backend.bring(list(rows.image), [0, 1])
+    with pytest.raises(EngineFault, match="start this process again"):
+        backend.start(rows, [0, 1])
+    backend.close()
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_sequence_of_calls_agrees_with_the_cpu(

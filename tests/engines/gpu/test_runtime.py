@@ -26,27 +26,29 @@ def frames(count: int, seed: int = 0) -> UInt8:
     return np.random.default_rng(seed).integers(0, 256, (count, *FRAME), np.uint8)
 
 
-def ring_of(device: CheckedDevice) -> tuple[Lease, CheckedStream, FrameRing, int]:
-    """A ring of two entries with two frames each, and a batch of twelve frames."""
+def ring_of(device: CheckedDevice) -> tuple[Lease, CheckedStream, FrameRing, list[int]]:
+    """A ring of two entries with two frames each, and places of twelve frames."""
     lease = Lease(device)
     compute = lease.stream()
     assert isinstance(compute, CheckedStream)
     ring = FrameRing(lease, BYTES, compute, frames=2, entries=2)
-    return lease, compute, ring, lease.memory(12 * BYTES)
+    first = lease.memory(12 * BYTES)
+    return lease, compute, ring, [first + place * BYTES for place in range(12)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 12])
 def test_frames_arrive_in_their_order(count: int) -> None:
     """Any number of frames, more than the ring holds too."""
     device = CheckedDevice()
-    lease, compute, ring, batch = ring_of(device)
+    lease, compute, ring, places = ring_of(device)
     images = frames(count)
     for _ in range(2):
-        ring.send(images, batch)
-    host = lease.pinned(count * BYTES)
-    device.download(host, batch, count * BYTES, compute)
-    compute.synchronise()
-    assert np.array_equal(host.read(count * BYTES), images.reshape(-1))
+        ring.send(images, places[count - 1 :: -1] if count > 1 else places[:1])
+        ring.arrive()
+        host = lease.pinned(count * BYTES)
+        device.download(host, places[0], count * BYTES, compute)
+        compute.synchronise()
+    assert np.array_equal(host.read(count * BYTES), images[::-1].reshape(-1))
     lease.close()
     assert not device.hazards
 
@@ -54,12 +56,13 @@ def test_frames_arrive_in_their_order(count: int) -> None:
 def test_frames_go_up_while_a_batch_is_computed() -> None:
     """The host waits for copies alone: what the compute stream does is not known to be over."""
     device = CheckedDevice()
-    lease, compute, ring, batch = ring_of(device)
-    ring.send(frames(4), batch)
+    lease, compute, ring, places = ring_of(device)
+    ring.send(frames(4), places[:4])
+    ring.arrive()
     work = lease.memory(BYTES)
     device.fill(work, 0, BYTES, compute)
     queued = dict(compute.clock)
-    ring.send(frames(4), batch)
+    ring.send(frames(4), places[4:8])
     known = device.host.get(compute.handle, 0)
     assert known < queued[compute.handle]
     lease.close()
@@ -89,20 +92,30 @@ def test_a_ring_without_its_waits_is_found(
 ) -> None:
     """Each event of the ring is needed: without it frames meet those before them."""
     device = CheckedDevice()
-    _, _, ring, batch = ring_of(device)
+    lease, compute, ring, places = ring_of(device)
+    batch = lease.memory(BYTES)
     monkeypatch.setattr(owner, name, without(name, owner, lambda _: True))
+
+    def use() -> None:
+        ring.send(frames(1), places[:1])
+        ring.arrive()
+        device.copy(batch, places[0], BYTES, compute)
+        ring.send(frames(6), places[6:])  # three times two frames through two entries
+
     with pytest.raises(Hazard, match=sentence):
-        ring.send(frames(6), batch)  # three times two frames through two entries
+        use()
 
 
-def test_a_copy_stream_that_does_not_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Staged frames must not be overwritten before the batch took them."""
+def test_a_place_that_is_still_read_may_not_be_sent_to() -> None:
+    """A start waits for its integers, and so for its frames, before its slots are given again."""
     device = CheckedDevice()
-    _, compute, ring, batch = ring_of(device)
-    not_compute = without("wait", CheckedStream, lambda stream: stream is not compute)
-    monkeypatch.setattr(CheckedStream, "wait", not_compute)
+    lease, compute, ring, places = ring_of(device)
+    batch = lease.memory(BYTES)
+    ring.send(frames(1), places[:1])
+    ring.arrive()
+    device.copy(batch, places[0], BYTES, compute)
     with pytest.raises(Hazard, match="upload writes device memory while copy may be under way"):
-        ring.send(frames(6), batch)
+        ring.send(frames(1), places[:1])
 
 
 # ---- lease
