@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SHOWN = 12  # flips of each kind
 AUDITED = 20
+FIGURES = (("fails_now", ""), ("fails_then", ""), ("to_fail", "fail"), ("to_pass", "pass"))
 LEAST, MOST, STEP = 0.02, 8.0, 0.02  # of the slider, in surprise
 
 
@@ -52,16 +53,15 @@ class _Threshold:
         self._key = asked if asked in keys else self._used(keys)
         self._asked = _number(address.get("at"))
         self._judged = Stretch([])
+        self._found: WhatIf | None = None
         with box("halves"):
             with box("stack"):
                 with box("tile"):
                     self._ask(keys)
                 with box("tile"):
                     self._form()
-            with box("stack"):
-                self._answer = ui.refreshable(self._draw)
-                with box("tile answer"):
-                    self._answer()
+            with box("stack"), box("tile answer"):
+                self._lay_out_answer()
         with box("tile"):
             self._audit = ui.refreshable(self._draw_audit)
             self._audit()
@@ -131,7 +131,7 @@ class _Threshold:
             self._number.set_value(self._at)
         self._becomes.set_text(self._say.number(self._at, 2))
         self._tell_promise()
-        self._answer.refresh()
+        self._answer()
         ui.navigate.history.replace(self._address.here(entry=self._key, at=f"{self._at:g}"))
 
     def _tell_promise(self) -> None:
@@ -168,38 +168,51 @@ class _Threshold:
 
     # -- what is answered ------------------------------------------------------------------------
 
-    def _draw(self) -> None:
+    def _lay_out_answer(self) -> None:
+        """What a move of the slider changes is changed in place, not drawn anew."""
         say = self._say
         title(say("flipped"), "compare_arrows")
-        found = self._judged.what_if(getattr(self, "_at", self._entry().threshold))
+        self._span = ui.label().classes("note")
+        with box() as self._shown:
+            with box("figures"):
+                self._figures = {key: self._figure(key, tone) for key, tone in FIGURES}
+            self._chart = ui.echart({}).classes("chart")
+            self._chart.props(f'role=img aria-label="{say("surprise")}"')
+        self._flipped = ui.refreshable(self._draw_flips)
+        self._flipped()
+
+    def _figure(self, key: str, tone: str) -> ui.label:
+        with box().mark(key):
+            number = ui.label().classes(f"value {tone} {key}")
+            ui.label(self._say(key)).classes("note")
+        return number
+
+    def _answer(self) -> None:
+        say, found = self._say, self._judged.what_if(self._at)
+        self._found = found
+        self._shown.set_visibility(found is not None)
+        self._flipped.refresh()
         if found is None:
-            ui.label(say("no_history")).classes("note")
+            self._span.set_text(say("no_history"))
             return
         begin, end = say.when(found.begin_ns), say.when(found.end_ns)
-        ui.label(say("history", count=found.count, begin=begin, end=end)).classes("note")
-        self._figures(found)
+        self._span.set_text(say("history", count=found.count, begin=begin, end=end))
+        numbers = (found.fails_then, found.fails, len(found.to_fail), len(found.to_pass))
+        for label, number in zip(self._figures.values(), numbers, strict=True):
+            label.set_text(str(number))
         options = flip_options(self._judged.surprises, self._entry().threshold, self._at, say)
-        ui.echart(inked(options, self._address.is_dark)).classes("chart").props(
-            f'role=img aria-label="{say("surprise")}"'
-        )
+        self._chart.options.update(inked(options, self._address.is_dark))
+        self._chart.update()
+
+    def _draw_flips(self) -> None:
+        found = self._found
+        if found is None:
+            return
         if not found.to_fail and not found.to_pass:
-            ui.label(say("none_flip")).classes("note")
+            ui.label(self._say("none_flip")).classes("note")
             return
         self._flips("to_fail", "cancel", "fail", found.to_fail)
         self._flips("to_pass", "check_circle", "pass", found.to_pass)
-
-    def _figures(self, found: WhatIf) -> None:
-        figures = (
-            ("fails_now", found.fails_then, ""),
-            ("fails_then", found.fails, ""),
-            ("to_fail", len(found.to_fail), "fail"),
-            ("to_pass", len(found.to_pass), "pass"),
-        )
-        with box("figures"):
-            for key, number, tone in figures:
-                with box().mark(key):
-                    ui.label(str(number)).classes(f"value {tone} {key}")
-                    ui.label(self._say(key)).classes("note")
 
     def _flips(self, key: str, symbol: str, tone: str, flips: Sequence[Judged]) -> None:
         if not flips:
