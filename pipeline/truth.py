@@ -51,7 +51,6 @@ class Judged:
                 seed=camera.source.seed,
                 defect_rate=camera.source.defect_rate,
                 rendered=camera.source.rendered,
-                size=camera.source.size,
             )
             for camera in settings.cameras
             if camera.source.kind == "simulator"

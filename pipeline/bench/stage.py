@@ -84,7 +84,7 @@ class Seen:
 def simulator(frames: int | None, rate_hz: float, size: tuple[int, int]) -> dict[str, Any]:
     """The source of a bench; at ``rate_hz`` 0 it gives frames as fast as they are taken.
 
-    Its exposures have the ``size`` that the bundle takes, as a camera's region of interest may.
+    Its exposures have the ``size`` that the bundle takes, as a camera that scales gives them.
     Without an end (``frames`` None) the belt is idle, and its first part comes at once.
     """
     return {
@@ -93,7 +93,7 @@ def simulator(frames: int | None, rate_hz: float, size: tuple[int, int]) -> dict
         "seed": SEED,
         "rate_hz": rate_hz,
         "defect_rate": DEFECT_RATE,
-        "size": list(size),
+        "shown": list(size),
         "frames": frames,
         "jitter": 0.0 if frames is None else JITTER,
         "rendered": min(DRAWN, frames or 1),

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.contracts import BadConfig, Frame, UInt8
+from engines.images import to_model_input
 from pipeline.simulator.faults import Fault, exposed
 from pipeline.simulator.render import DEFAULT_SIZE, PARTS, Rendered, defects, render
 from pipeline.simulator.surface import generator
@@ -48,7 +49,8 @@ class SimulatedLine:
     ``rate_hz=None`` runs flat out; ``frames=None`` never ends. ``jitter`` in 0..1 is the spread of
     the exposure within a belt period. Camera faults apply by frame number and leave truth alone.
     With ``rendered`` so many parts are drawn beforehand and pass again and again, each stamped with
-    the moment it was due, as a camera would: whoever takes it late has made it wait.
+    the moment it was due, as a camera would: whoever takes it late has made it wait. With ``shown``
+    (h, w) exposures have that size, as those of a camera that scales them itself.
     """
 
     def __init__(
@@ -64,18 +66,19 @@ class SimulatedLine:
         rendered: int | None = None,
         faults: Sequence[Fault] = (),
         size: tuple[int, int] = DEFAULT_SIZE,
+        shown: tuple[int, int] | None = None,
     ) -> None:
         _check(parts, rate_hz, defect_rate, jitter)
         self.camera, self.seed, self.size = camera, seed, size
         self._parts, self._faults = tuple(parts), tuple(faults)
         self._rate_hz, self._count = rate_hz, frames
         self._defect_rate, self._jitter = defect_rate, jitter
-        self._rendered = rendered
+        self._rendered, self._shown = rendered, shown
         self._plans: dict[int, _Plan] = {}  # of parts that pass again
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Frames in belt order until ``stop``, in real time; ``captured_ns`` strictly rises."""
-        drawn = [self._render(index).image for index in range(self._rendered or 0)]
+        drawn = [self._exposure(index) for index in range(self._rendered or 0)]
         begun, begun_ns, last_ns = time.monotonic(), time.time_ns(), 0
         for index in itertools.count() if self._count is None else range(self._count):
             image = exposed(index, self._faults, partial(self._image, drawn))
@@ -108,7 +111,12 @@ class SimulatedLine:
         return (index + self._jitter * self._plan(index).lateness) / self._rate_hz
 
     def _image(self, drawn: Sequence[UInt8], index: int) -> UInt8:
-        return drawn[index % len(drawn)] if drawn else self._render(index).image
+        return drawn[index % len(drawn)] if drawn else self._exposure(index)
+
+    def _exposure(self, index: int) -> UInt8:
+        """A part as the camera shows it, as it is drawn or scaled; truth is told as it is drawn."""
+        image = self._render(index).image
+        return image if self._shown is None else to_model_input(image, self._shown)
 
     def _render(self, index: int) -> Rendered:
         plan, number = self._plan(index), self._number(index)

@@ -72,6 +72,6 @@ def _simulator(settings: SimulatorSettings, camera: str) -> Source:
         defect_rate=settings.defect_rate,
         jitter=settings.jitter,
         rendered=settings.rendered,
-        size=settings.size,
+        shown=settings.shown,
         faults=[Fault(f.kind, f.first, f.last, f.strength) for f in settings.faults],
     )

@@ -115,7 +115,7 @@ class SimulatorSettings(_Settings):
     defect_rate: Annotated[float, Field(ge=0, le=1)] = 0.2
     jitter: Annotated[float, Field(ge=0, le=1)] = 0.0  # spread of the exposure in a belt period
     rendered: PositiveInt | None = None  # so many are drawn before the first exposure, then repeat
-    size: tuple[PositiveInt, PositiveInt] = (320, 320)  # (height, width) of an exposure
+    shown: tuple[PositiveInt, PositiveInt] | None = None  # (h, w) of an exposure; None = as drawn
     faults: tuple[CameraFault, ...] = ()
 
 

@@ -181,6 +181,31 @@ def test_whoever_is_due_first_is_answered_first() -> None:
     assert [finding.frame_id for finding in inspector.drain()] == ["3", "1", "2", "0"]
 
 
+@pytest.mark.parametrize(
+    ("cost", "order"),
+    [
+        (CallCost(0, MS), ["start", "step", "step", "step", "finish", "start"]),
+        (CallCost(MS, 0), ["start", "step", "start", "step", "step"]),
+    ],
+)
+def test_who_walks_waits_only_where_company_saves_time(cost: CallCost, order: list[str]) -> None:
+    """Where rows share nothing a frame walks to its end before the next starts; else they join."""
+    clock, called = VirtualClock(), []
+
+    class Noting(TimedStub):
+        def _call(self, graph: str, rows: int) -> None:
+            called.append(graph)
+            super()._call(graph, rows)  # type: ignore[arg-type]
+
+    stub = Noting(8, clock.spend, costs=dict.fromkeys(COSTS, cost), steps=(3,))
+    inspector = inspector_of(stub, clock, Policy(4), (3,))
+    inspector.admit([part(0, clock.now_ns + 500 * MS)])
+    inspector.step()
+    inspector.admit([part(1, clock.now_ns + 600 * MS)])
+    inspector.drain()
+    assert called[: len(order)] == order
+
+
 def test_a_hopeless_frame_costs_nothing() -> None:
     """A frame that not even the shallowest plan can save is given up before any call."""
     clock = VirtualClock()

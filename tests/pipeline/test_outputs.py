@@ -225,6 +225,26 @@ def test_the_reject_signal_never_goes_back(tmp_path: Path) -> None:
     assert [known["sequence"] for known in written["recent"]] == [1, 2, 3]
 
 
+def test_signals_given_together_are_all_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share a writing, but no writing brings more than half of what a reader finds."""
+    path, seen = tmp_path / "reject.json", []
+    signal = FileReject(path)
+    write = signal._write
+
+    def looked_at() -> None:
+        write()
+        seen.append([known["sequence"] for known in json.loads(path.read_text())["recent"]])
+
+    monkeypatch.setattr(signal, "_write", looked_at)
+    signal.signal(*(delivery(number).verdict for number in range(80)))
+    assert len(seen) == 3
+    assert {number for numbers in seen for number in numbers} == set(range(1, 81))
+    signal.signal(delivery(79).verdict)
+    assert len(seen) == 3
+
+
 def test_the_heartbeat_moves_without_verdicts(tmp_path: Path) -> None:
     """A sink that turns renews the stamp and nothing else."""
     path = tmp_path / "reject.json"
@@ -276,6 +296,27 @@ def test_a_stuck_output_delays_nobody_and_its_losses_are_done() -> None:
     assert output.acted == [
         f"left/7-{n}" for n in range(20) if n not in done[: 20 - len(output.acted)]
     ]
+
+
+def test_who_gathers_acts_on_all_in_order() -> None:
+    """Verdicts that wait for others are acted on in their order, and at once when all ends."""
+    output, done = Stuck(), []
+    output.free.set()
+    with OutputLane(output, 64, gather_s=30.0) as lane:
+        for number in range(20):
+            lane.offer(delivery(number), lambda n=number: done.append(n))
+    assert done == list(range(20))
+    assert output.acted == [f"left/7-{n}" for n in range(20)]
+
+
+def test_what_does_not_concern_an_output_is_done_at_once() -> None:
+    """It is not even woken, however stuck it is."""
+    output, done = Stuck(), []
+    with OutputLane(output, 4, concerned=lambda verdict: verdict.decision != "PASS") as lane:
+        for number in range(20):
+            lane.offer(delivery(number, Decision.PASS), lambda n=number: done.append(n))
+        assert done == list(range(20))
+    assert not output.acted
 
 
 def test_what_an_output_still_owes_is_not_done() -> None:

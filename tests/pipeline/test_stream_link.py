@@ -38,6 +38,16 @@ def stream(redis_url: str, namespace: str) -> Iterator[Stream]:
         yield opened
 
 
+def test_a_frame_larger_than_any_buffer_arrives_whole(stream: Stream) -> None:
+    """What a socket takes in several goes is the image that was sent, and the next one follows."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (1024, 2048, 3), np.uint8) for _ in range(2)]
+    for number, image in enumerate(images, 1):
+        assert stream.admit(FrameEntry(f"cam/1-{number}", "cam", 0, 1, image))
+    found = stream.read(["cam"], "worker", 2, 1000)
+    assert [one.fields[b"image"] for one in found] == [image.tobytes() for image in images]
+
+
 @pytest.mark.parametrize(
     "url", ["unix:///nowhere/redis.sock", "redis://me:geheim-17@127.0.0.1:1/0", "redis://[::1]:1"]
 )

@@ -19,11 +19,12 @@ import pytest
 from engines.bundle import Bundle, open_bundle
 from engines.contracts import Finding, Frame, Reason, StreamLost
 from engines.inspector import Part
+from pipeline import reading, writing
 from pipeline.config import CameraSettings, WorkerSettings
 from pipeline.ingest import Intake
 from pipeline.journal import Journal
 from pipeline.pulse import Pulse
-from pipeline.reading import FrameReader
+from pipeline.reading import ENOUGH, FrameReader
 from pipeline.seats import Seat
 from pipeline.server import embedded_server
 from pipeline.stream import Stream, open_stream
@@ -144,6 +145,58 @@ def test_answers_of_one_turn_share_a_round_trip(  # noqa: PLR0917 - fixtures
     failed = sum(score > 0 for score in scores)
     assert sent == batches
     assert (ledger.passed, ledger.failed, ledger.residual) == (len(scores) - failed, failed, 0)
+
+
+@pytest.mark.parametrize(("gate_s", "batches"), [(60.0, [2]), (2.0, [1, 1])])
+def test_answers_of_a_busy_worker_wait_for_others(  # noqa: PLR0917 - fixtures
+    gate_s: float,
+    batches: list[int],
+    bundle: Bundle,
+    redis_url: str,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While frames queue for the engine, answers of two turns go together; near a gate they do not.
+
+    A frame that ends alone is sent after a moment all the same.
+    """
+    sent: list[int] = []
+    monkeypatch.setattr(writing, "GATHER_S", 1.0)
+    monkeypatch.setattr("tests.pipeline.test_writing.GATE_NS", int(gate_s * 1e9))
+    with desk(redis_url, namespace, bundle) as here:
+        at_once = here.stream.answer_all
+
+        def counted(consumer: str, answers: list[Any]) -> list[bool]:
+            sent.append(len(answers))
+            return at_once(consumer, answers)
+
+        monkeypatch.setattr(here.stream, "answer_all", counted)
+        admit(here.stream, SLOTS)
+        first, second, *_ = here.take(SLOTS)
+        with here.writer:
+            for part in (first, second):
+                here.writer.put(found(part))
+                time.sleep(0.1)
+            wait_for(lambda: sum(sent) == 2)
+    assert sent == batches
+
+
+def test_a_busy_worker_reads_frames_together(
+    bundle: Bundle, redis_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One free place is no reason to ask the server while half the slots are taken; several are."""
+    monkeypatch.setattr(reading, "GATHER_S", 3.0)
+    with desk(redis_url, namespace, bundle) as here:
+        admit(here.stream, SLOTS // 2 + 1)
+        here.take(SLOTS // 2 + 1)
+        here.frames.take(here.seat, 0, 0.0)
+        time.sleep(0.2)  # the reader sees that it has to wait
+        for number in range(SLOTS, SLOTS + ENOUGH):
+            here.stream.admit(an_entry(here.stream, number))
+        assert here.frames.take(here.seat, 1, 0.05) == []
+        assert here.frames.take(here.seat, 1, 0.05) == []
+        parts: list[Part] = []
+        wait_for(lambda: parts.extend(here.frames.take(here.seat, ENOUGH, 0.05)) or len(parts) > 1)
 
 
 class CutLine(Relay):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from engines.contracts import BadConfig
+from engines.images import to_model_input
 from pipeline.simulator import PARTS, Fault, SimulatedLine
 
 SIZE = (96, 96)
@@ -120,3 +121,16 @@ def test_truth_of_a_foreign_part_is_refused() -> None:
     """Only this camera's part ids have a truth here."""
     with pytest.raises(BadConfig, match="not of the simulated camera"):
         SimulatedLine("cam").truth("other-000001")
+
+
+@pytest.mark.parametrize("rendered", [None, 2])
+def test_exposures_may_be_scaled_as_a_camera_does(rendered: int | None) -> None:
+    """They are what ingest would have made of them; truth stays in the geometry of the drawing."""
+    line = SimulatedLine(
+        "cam", rate_hz=None, frames=2, rendered=rendered, size=SIZE, shown=(32, 48)
+    )
+    plain = SimulatedLine("cam", rate_hz=None, frames=2, rendered=rendered, size=SIZE)
+    stop = threading.Event()
+    for scaled, drawn in zip(line.frames(stop), plain.frames(stop), strict=True):
+        assert np.array_equal(scaled.image, to_model_input(drawn.image, (32, 48)))
+    assert line.truth("cam-000000").mask.shape == SIZE
