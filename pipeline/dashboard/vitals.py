@@ -146,7 +146,8 @@ def _events(path: Path) -> Iterator[Event]:
         if level in NOTED or event in ORDINARY:
             told.pop("role", None)
             rest = ", ".join(f"{key} {value}" for key, value in told.items())
-            yield Event(at, path.stem, level, f"{event.replace('_', ' ')}: {rest}"[:TEXT_MAX])
+            said = event.replace("_", " ") + (f": {rest}" if rest else "")
+            yield Event(at, path.stem, level, said[:TEXT_MAX])
 
 
 def _disk(folder: Path) -> int | None:
