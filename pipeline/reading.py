@@ -180,7 +180,6 @@ class FrameReader:
         while not closing.is_set():
             try:
                 self._renew()
-                self._reclaim()
                 self._read()
                 back_off_s = 0.05
             except StreamLost as error:
@@ -192,6 +191,9 @@ class FrameReader:
     def _read(self) -> None:
         room = self._wait_for_room()
         try:
+            if room > 0:
+                self._reclaim()  # before new frames take the room: those are late already
+                room = self._room
             if room > 0:
                 for delivery in self._stream.read(self._cameras, self._consumer, room, BLOCK_MS):
                     self._hold(delivery)
