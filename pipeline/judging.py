@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,13 @@ class Answer:
     mask_png: bytes = b""
     picture_png: bytes = b""
     map_png: bytes = b""
+
+    def told_at(self, decided_ns: int) -> Answer:
+        """The same answer, sent now: what waited for company is not said to have been quicker."""
+        total_ms = max(0.0, (decided_ns - self.verdict.captured_ns) / 1e6)
+        latency_ms = {**self.verdict.latency_ms, "total": total_ms}
+        told = {"decided_ns": decided_ns, "latency_ms": latency_ms}
+        return replace(self, verdict=self.verdict.model_copy(update=told))
 
 
 def categories_needed(bundle: Bundle, cameras: Sequence[str]) -> list[str]:

@@ -115,6 +115,8 @@ class VerdictWriter:
         return Judged(held, answer, began_s)
 
     def _send_judged(self) -> None:
+        now_ns = self._stream.estimated_now_ns()
+        self._judged = [one._replace(answer=one.answer.told_at(now_ns)) for one in self._judged]
         written = self._patiently(self._send, self._judged)
         for one, was_written in zip(self._judged, written, strict=True):
             self._frames.release(one.answer.verdict.frame_id)

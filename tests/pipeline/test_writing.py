@@ -158,9 +158,10 @@ def test_answers_of_a_busy_worker_wait_for_others(  # noqa: PLR0917 - fixtures
 ) -> None:
     """While frames queue for the engine, answers of two turns go together; near a gate they do not.
 
-    A frame that ends alone is sent after a moment all the same.
+    A frame that ends alone is sent after a moment all the same, and is stamped when it is sent.
     """
     sent: list[int] = []
+    stamps: set[int] = set()
     monkeypatch.setattr(writing, "GATHER_S", 1.0)
     monkeypatch.setattr("tests.pipeline.test_writing.GATE_NS", int(gate_s * 1e9))
     with desk(redis_url, namespace, bundle) as here:
@@ -168,6 +169,7 @@ def test_answers_of_a_busy_worker_wait_for_others(  # noqa: PLR0917 - fixtures
 
         def counted(consumer: str, answers: list[Any]) -> list[bool]:
             sent.append(len(answers))
+            stamps.update(verdict.decided_ns for _, verdict, _ in answers)
             return at_once(consumer, answers)
 
         monkeypatch.setattr(here.stream, "answer_all", counted)
@@ -179,6 +181,7 @@ def test_answers_of_a_busy_worker_wait_for_others(  # noqa: PLR0917 - fixtures
                 time.sleep(0.1)
             wait_for(lambda: sum(sent) == 2)
     assert sent == batches
+    assert len(stamps) == len(batches)
 
 
 def test_a_busy_worker_reads_frames_together(
