@@ -103,6 +103,10 @@ class StreamLost(InspectionError):
     exit_code = ExitCode.NO_SERVER
 
 
+class StreamFull(StreamLost):
+    """The server has no room for an image; it changed nothing, and small answers still pass."""
+
+
 class SourceLost(InspectionError):
     """The camera or file gives no frames: reconnect where it can come back, else end."""
 

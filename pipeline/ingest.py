@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engines.bundle import open_bundle
-from engines.contracts import BadFrame, Frame, Reason, StreamLost, UInt8
+from engines.contracts import BadFrame, Frame, Reason, StreamFull, StreamLost, UInt8
 from engines.images import to_model_input
 from pipeline.config import CameraSettings, LineSettings
 from pipeline.journal import Journal, journal_path
@@ -161,6 +161,7 @@ class Intake:
         self._settle_at = 0.0  # monotonic seconds
         self._retry_at = 0.0  # monotonic seconds; only meaningful while failures > 0
         self._failures = 0  # consecutive, of the server
+        self._is_full = False  # the server, at the last attempt
         self._knows_sink = False  # whether any server has met one
         self._waits = False  # whether a frame was open at the last look
         self.sight = Sight(camera.name)
@@ -296,9 +297,22 @@ class Intake:
             self._refuse(head, Reason.OVERRUN)
 
     def _admit(self, frame: FrameEntry, slot: bytes = b"") -> None:
-        self._stream.admit(frame, begun=True, slot=slot, codec=self._camera.codec)
+        try:
+            self._stream.admit(frame, begun=True, slot=slot, codec=self._camera.codec)
+        except StreamFull as error:
+            if self._camera.overrun == "wait":  # its source waits until there is room
+                raise
+            self._note_full(error)  # nobody waits for room until the part is at its gate
+            self._refuse(head_of(frame), Reason.TRANSPORT)
+            return
+        self._is_full = False
         self._credits -= 1
         facts.count("frames_admitted_total", camera=frame.camera, recipe=frame.recipe)
+
+    def _note_full(self, error: StreamFull) -> None:
+        if not self._is_full:
+            facts.event("stream_full", level="error", sentence=str(error))
+        self._is_full = True
 
     def _refuse(self, head: FrameHead, reason: Reason) -> None:
         self._stream.refuse(undecided(head, reason, self._stream.now_ns()), begun=True)

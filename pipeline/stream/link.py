@@ -20,7 +20,7 @@ from redis.commands.core import Script
 from redis.connection import HiredisRespSerializer, PythonRespSerializer
 from redis.retry import Retry
 
-from engines.contracts import BadConfig, InspectionError, StreamLost
+from engines.contracts import BadConfig, InspectionError, StreamFull, StreamLost
 from pipeline.stream.facts import Keys, Memory
 from pipeline.stream.unix import WholeSending
 
@@ -301,7 +301,7 @@ class Link:
         if isinstance(error, exceptions.AuthenticationError) or "NOAUTH" in text:
             return BadConfig(f"{self.address} refused the user or password: correct the address.")
         if isinstance(error, exceptions.OutOfMemoryError):
-            return StreamLost(f"{self.address} is full: raise its maxmemory or lower the credits.")
+            return StreamFull(f"{self.address} is full: raise its maxmemory or lower the credits.")
         if isinstance(error, exceptions.TimeoutError):
             return StreamLost(f"{self.address} does not answer: check that it is running.")
         if isinstance(error, exceptions.ConnectionError | OSError):
