@@ -65,7 +65,7 @@ def distribute(inbox: Inbox, signs: Signs, outputs: Sequence[OutputLane]) -> Non
         for delivery in found:
             done = inbox.owe(delivery, len(outputs))
             for output in outputs:
-                output.offer(delivery, done)
+                output.offer(delivery, done, from_backlog=inbox.is_behind)
         signs.beat()
         inbox.settle()
 
@@ -122,6 +122,7 @@ class Inbox:
         self._done: deque[VerdictDelivery] = deque()
         self._lock = threading.Lock()
         self._read_some = True
+        self.is_behind = False  # whether the last read found more than it takes at a time
         self._trim_at = 0.0  # monotonic seconds
 
     @property
@@ -135,6 +136,7 @@ class Inbox:
             self._stream.read_verdicts, self._cameras, self._group, ROLE, READ_MAX, BLOCK_MS
         )
         self._read_some = bool(found)
+        self.is_behind = len(found) >= READ_MAX
         with self._lock:
             return [delivery for delivery in found if self._is_new(delivery)]
 

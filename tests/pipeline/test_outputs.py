@@ -309,6 +309,37 @@ def test_who_gathers_acts_on_all_in_order() -> None:
     assert output.acted == [f"left/7-{n}" for n in range(20)]
 
 
+class Slow(Stuck):
+    """An output that takes a moment for each verdict."""
+
+    def act(self, seen: VerdictDelivery, closing: threading.Event) -> None:  # noqa: ARG002 - Output
+        """Act in a millisecond."""
+        time.sleep(0.001)
+        self.acted.append(seen.verdict.frame_id)
+
+
+def test_a_backlog_is_not_lost_on_an_output_that_moves() -> None:
+    """After a sink was away its verdicts come faster than any output acts; each is acted on."""
+    output, done = Slow(), list[int]()
+    with OutputLane(output, 4) as lane:
+        for number in range(200):
+            lane.offer(delivery(number), lambda n=number: done.append(n), from_backlog=True)
+    assert output.acted == [f"left/7-{number}" for number in range(200)]
+    assert done == list(range(200))
+
+
+def test_an_output_that_stands_still_holds_up_a_backlog_once() -> None:
+    """It is waited for as long as one place may take; what comes then does not fit, and is done."""
+    output, done = Stuck(), list[int]()
+    with OutputLane(output, 4) as lane:
+        began = time.monotonic()
+        for number in range(50):
+            lane.offer(delivery(number), lambda n=number: done.append(n), from_backlog=True)
+        assert time.monotonic() - began < 1.0
+        assert 44 <= len(done) <= 46
+        output.free.set()
+
+
 def test_what_does_not_concern_an_output_is_done_at_once() -> None:
     """It is not even woken, however stuck it is."""
     output, done = Stuck(), []
