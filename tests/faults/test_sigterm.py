@@ -19,7 +19,7 @@ from tests.stub_line import stub_camera, write_stub_bundle
 
 DRAIN_S = 2.0
 SPARE_S = 1.0  # for the machine of a test
-SLOW = {"start": (20_000_000, 0), "step": (40_000_000, 0), "finish": (10_000_000, 0)}
+SLOW = {"start": (20_000_000, 0), "step": (120_000_000, 0), "finish": (10_000_000, 0)}
 
 
 def pending_of(here: Standing, consumer: str) -> int:
@@ -64,7 +64,7 @@ def test_a_line_that_is_told_to_end_leaves_no_part_without_a_verdict(
         worker={"processes": 1, "slots": slots, "batch_max": slots},
     )
     with standing(line, hurt) as here:
-        here.wait_for(lambda: here.stream.ledger("left").open > 100)
+        here.wait_for(lambda: here.stream.ledger("left").open > 180)
         began_s = time.monotonic()
         here.stop.set()
         here.wait_for(lambda: here.stream.ledger("left").open == 0 or bool(here.ledgers))

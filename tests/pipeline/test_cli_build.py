@@ -72,7 +72,8 @@ def test_engines_are_built_and_the_gate_says_why_it_did_not_run(
     ("words", "said"),
     [
         (["--backend", "tensorrt", "--compute", "SM90"], "builds nothing for SM90; choose among"),
-        (["--backend", "tensorrt", "--precision", "fp8"], "no precision 'fp8' for tensorrt"),
+        (["--backend", "tensorrt", "--precision", "fp8"], "fp8 needs GPUs from SM89 on"),
+        (["--backend", "tensorrt", "--precision", "fp4"], "no precision 'fp4' for tensorrt"),
         (["--backend", "openvino", "--compute", "SM86"], "--compute names GPUs; openvino builds"),
     ],
 )
