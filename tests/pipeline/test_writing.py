@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from engines.bundle import Bundle, open_bundle
-from engines.contracts import Finding, Frame, Reason, StreamLost
+from engines.contracts import Finding, Frame, Reason, StreamLost, Verdict
 from engines.inspector import Part
 from pipeline import reading, writing
 from pipeline.config import CameraSettings, WorkerSettings
@@ -110,6 +110,19 @@ def wait_for(what: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+def round_trips(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> list[list[Verdict]]:
+    """The verdicts of each round trip from now on."""
+    sent: list[list[Verdict]] = []
+    at_once = stream.answer_all
+
+    def noted(consumer: str, answers: list[Any]) -> list[bool]:
+        sent.append([verdict for _, verdict, _ in answers])
+        return at_once(consumer, answers)
+
+    monkeypatch.setattr(stream, "answer_all", noted)
+    return sent
+
+
 @pytest.mark.parametrize(
     ("scores", "batches"),
     [
@@ -127,15 +140,8 @@ def test_answers_of_one_turn_share_a_round_trip(  # noqa: PLR0917 - fixtures
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is found together is sent together, eight at most, and nobody waits for two pictures."""
-    sent: list[int] = []
     with desk(redis_url, namespace, bundle) as here:
-        at_once = here.stream.answer_all
-
-        def counted(consumer: str, answers: list[Any]) -> list[bool]:
-            sent.append(len(answers))
-            return at_once(consumer, answers)
-
-        monkeypatch.setattr(here.stream, "answer_all", counted)
+        sent = round_trips(here.stream, monkeypatch)
         admit(here.stream, len(scores))
         for part, score in zip(here.take(len(scores)), scores, strict=True):
             here.writer.put(found(part, score))
@@ -143,7 +149,7 @@ def test_answers_of_one_turn_share_a_round_trip(  # noqa: PLR0917 - fixtures
             wait_for(lambda: not here.stream.ledger("left").open)
         ledger = here.stream.ledger("left")
     failed = sum(score > 0 for score in scores)
-    assert sent == batches
+    assert [len(verdicts) for verdicts in sent] == batches
     assert (ledger.passed, ledger.failed, ledger.residual) == (len(scores) - failed, failed, 0)
 
 
@@ -160,28 +166,19 @@ def test_answers_of_a_busy_worker_wait_for_others(  # noqa: PLR0917 - fixtures
 
     A frame that ends alone is sent after a moment all the same, and is stamped when it is sent.
     """
-    sent: list[int] = []
-    stamps: set[int] = set()
     monkeypatch.setattr(writing, "GATHER_S", 1.0)
     monkeypatch.setattr("tests.pipeline.test_writing.GATE_NS", int(gate_s * 1e9))
     with desk(redis_url, namespace, bundle) as here:
-        at_once = here.stream.answer_all
-
-        def counted(consumer: str, answers: list[Any]) -> list[bool]:
-            sent.append(len(answers))
-            stamps.update(verdict.decided_ns for _, verdict, _ in answers)
-            return at_once(consumer, answers)
-
-        monkeypatch.setattr(here.stream, "answer_all", counted)
+        sent = round_trips(here.stream, monkeypatch)
         admit(here.stream, SLOTS)
         first, second, *_ = here.take(SLOTS)
         with here.writer:
             for part in (first, second):
                 here.writer.put(found(part))
                 time.sleep(0.1)
-            wait_for(lambda: sum(sent) == 2)
-    assert sent == batches
-    assert len(stamps) == len(batches)
+            wait_for(lambda: sum(map(len, sent)) == 2)
+    assert [len(verdicts) for verdicts in sent] == batches
+    assert len({verdict.decided_ns for verdicts in sent for verdict in verdicts}) == len(batches)
 
 
 def test_a_busy_worker_reads_frames_together(
