@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -28,10 +29,15 @@ class Answer:
 
     def told_at(self, decided_ns: int) -> Answer:
         """The same answer, sent now: what waited for company is not said to have been quicker."""
-        total_ms = max(0.0, (decided_ns - self.verdict.captured_ns) / 1e6)
-        latency_ms = {**self.verdict.latency_ms, "total": total_ms}
-        told = {"decided_ns": decided_ns, "latency_ms": latency_ms}
-        return replace(self, verdict=self.verdict.model_copy(update=told))
+        known = self.verdict
+        told = _stamp(known.captured_ns, decided_ns, known.latency_ms)
+        return replace(self, verdict=known.model_copy(update=told))
+
+
+def _stamp(captured_ns: int, decided_ns: int, stages_ms: Mapping[str, float]) -> dict[str, Any]:
+    """When a verdict was given, and how long that took in all."""
+    total_ms = max(0.0, (decided_ns - captured_ns) / 1e6)
+    return {"decided_ns": decided_ns, "latency_ms": {**stages_ms, "total": total_ms}}
 
 
 def categories_needed(bundle: Bundle, cameras: Sequence[str]) -> list[str]:
@@ -80,7 +86,6 @@ class Judge:
         decided_ns: int,
         stages_ms: dict[str, float],
     ) -> Verdict:
-        total_ms = max(0.0, (decided_ns - entry.captured_ns) / 1e6)
         return Verdict(
             frame_id=entry.frame_id,
             source_frame_id=entry.source_frame_id,
@@ -100,8 +105,7 @@ class Judge:
             steps=finding.steps,
             steps_planned=finding.steps_planned,
             captured_ns=entry.captured_ns,
-            decided_ns=decided_ns,
-            latency_ms={**stages_ms, "total": total_ms},
+            **_stamp(entry.captured_ns, decided_ns, stages_ms),
             bundle_id=self.bundle_id,
             backend=self.backend_key,
             calibration_id=self.calibration_id,

@@ -42,22 +42,19 @@ class Pulse(Link):
 
     def living(self, role: str) -> list[str]:
         """Names of the processes of a role that beat within the last three seconds."""
-        prefix = self._key(role, "")
         with self._translated():
-            keys = [key.decode() for key in self._commands.scan_iter(match=f"{prefix}*")]
-        return sorted(key.removeprefix(prefix) for key in keys)
+            return sorted(self._names(role))
 
     def notes(self, role: str) -> dict[str, str]:
         """What those processes say with their beats, by their names."""
-        prefix = self._key(role, "")
         with self._translated():
-            keys = list(self._commands.scan_iter(match=f"{prefix}*"))
-            told = {key.decode(): self._commands.get(key) for key in keys}
-        return {
-            key.removeprefix(prefix): note.decode(errors="replace")
-            for key, note in told.items()
-            if note
-        }
+            told = {name: self._commands.get(self._key(role, name)) for name in self._names(role)}
+        return {name: note.decode(errors="replace") for name, note in told.items() if note}
+
+    def _names(self, role: str) -> list[str]:
+        prefix = self._key(role, "")
+        keys = self._commands.scan_iter(match=f"{prefix}*")
+        return [key.decode().removeprefix(prefix) for key in keys]
 
     def _key(self, role: str, name: str) -> str:
         return f"{self.namespace}:alive:{role}:{name}"

@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from engines.contracts import UInt8
+from engines.contracts import BadConfig, UInt8
+from pipeline.pulse import Pulse
 from pipeline.telemetry import facts
 
 EVERY = 16  # of its rows is looked at first
@@ -76,6 +77,22 @@ class Sight:
         return f"{self.state} {self._camera}"
 
 
+def notes_heard(pulse: Pulse) -> dict[str, str] | None:
+    """What the cameras' processes say, by their names.
+
+    None where nobody may listen: users of an older ``doctor --setup`` may not ask.
+    """
+    try:
+        return pulse.notes("ingest")
+    except BadConfig:
+        return None
+
+
+def camera_of(note: str) -> str:
+    """Which camera a note speaks of."""
+    return note.partition(" ")[2]
+
+
 def read_notes(notes: Iterable[str]) -> dict[str, Seen]:
     """States by camera; what is no such note is passed over.
 
@@ -84,7 +101,7 @@ def read_notes(notes: Iterable[str]) -> dict[str, Seen]:
     told: dict[str, Seen] = {}
     worst = list(CameraState)
     for note in notes:
-        state, _, camera = note.partition(" ")
+        state, camera = note.partition(" ")[0], camera_of(note)
         if state in KNOWN and camera:
             both = (KNOWN[state], told.get(camera, KNOWN[state]))
             told[camera] = max(both, key=worst.index)

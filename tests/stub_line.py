@@ -12,16 +12,15 @@ from typing import Any
 
 import yaml
 
-from engines.backend_stub import DEADLY, METHOD, SCORELESS, TimedStub, watermarked
-from engines.bundle import GRAPHS, Bundle, GraphsSpec, seal
-from engines.calibration_fit import fit_calibration
+from engines.backend_stub import DEADLY, SCORELESS, watermarked
+from engines.bundle import Bundle
 from engines.contracts import UInt8
 from engines.images import encode_png
+from pipeline.bench import stubbed
+from pipeline.bench.stubbed import BAD_FROM
 
 SIZE = (16, 16)
 CATEGORY = "plate"
-STEPS = (1, 2, 4)  # calls of each plan
-BAD_FROM = 1_000_000
 NAMES = {SCORELESS: "scoreless", DEADLY: "deadly"}
 COSTS = {"start": (200_000, 20_000), "step": (400_000, 20_000), "finish": (100_000, 10_000)}
 
@@ -32,14 +31,7 @@ def write_stub_bundle(
     size: tuple[int, int] = SIZE,
 ) -> Bundle:
     """A bundle of the method "stub", calibrated on good numbers; ``costs`` in nanoseconds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for graph in GRAPHS:
-        (folder / f"{graph}.onnx").write_text("a stub has no graph\n")
-    bundle = seal(folder, _manifest(dict(costs or COSTS), size))
-    with TimedStub(32, lambda _: None, steps=STEPS) as engine:
-        good = {CATEGORY: [watermarked(number, size) for number in range(100, 200)]}
-        fit_calibration(bundle, engine, good).save(folder / "calibration.json")
-    return bundle
+    return stubbed.write_stub_bundle(folder, costs or COSTS, size, CATEGORY)
 
 
 def shared_stub_bundle(base: Path) -> Path:
@@ -109,21 +101,3 @@ def write_stub_line(
     path = folder / "line.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
-
-
-def _manifest(costs: dict[str, tuple[int, int]], size: tuple[int, int]) -> dict[str, Any]:
-    spec = {
-        "state": [],
-        "graphs": {graph: {"inputs": (), "outputs": ()} for graph in GRAPHS},
-        "map_size": (2, 2),
-    }
-    return {
-        "method": METHOD,
-        "categories": (CATEGORY,),
-        "image_size": size,
-        "plans": [{"start_level": calls, "levels": tuple(range(calls))} for calls in STEPS],
-        "steps_min": 1,
-        "steps_unit": 1,
-        "spec": GraphsSpec.model_validate(spec),
-        "configuration": {"costs": costs},
-    }

@@ -83,7 +83,7 @@ def eight_bits_for(
     ``images``: good model inputs by category to calibrate on. Raises BadConfig for GPUs without fp8
     and ParityError where no choice of layers agrees with f32, both before anything is built.
     """
-    if not EIGHT_BITS & set(kinds.values()):
+    if not set(EIGHT_BITS) & set(kinds.values()):
         return None
     if "fp8" in kinds.values():
         target.require_fp8()

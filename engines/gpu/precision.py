@@ -19,7 +19,7 @@ from engines.parity import ParityReport
 if TYPE_CHECKING:
     from engines.bundle import Bundle
 
-EIGHT_BITS = {"int8", "fp8"}  # of learned layers where the gate allows it; the rest is fp16
+EIGHT_BITS = ("int8", "fp8")  # of learned layers where the gate allows it; the rest is fp16
 PRECISIONS = ("f32", "fp16", "bf16", "int8", "fp8")
 AUTO = "fp16"  # three bits more than bf16, and networks here stay in its range; the gate decides
 

@@ -230,7 +230,7 @@ def _written(folder: Path) -> Path:
     }
     content = {
         "line": "bench",
-        "bundle": str(write_stub_bundle(folder / "bundle")),
+        "bundle": str(write_stub_bundle(folder / "bundle").folder),
         "run_dir": str(folder),
         "cameras": [camera],
         "worker": {"backend": "stub"},

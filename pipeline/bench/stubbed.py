@@ -6,10 +6,11 @@ A part's number stands in its first pixels and the stub's score is that number, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from engines.backend_stub import COSTS, METHOD, TimedStub, watermarked
-from engines.bundle import GRAPHS, GraphSpec, GraphsSpec, Manifest, PlanSpec, seal
+from engines.bundle import GRAPHS, Bundle, GraphSpec, GraphsSpec, Manifest, PlanSpec, seal
 from engines.calibration_fit import fit_calibration
 from engines.images import encode_png
 
@@ -25,16 +26,25 @@ def frame_s() -> float:
     return (COSTS["start"].of(1) + step_ns + COSTS["finish"].of(1)) / 1e9
 
 
-def write_stub_bundle(folder: Path) -> Path:
-    """A bundle of the method "stub" in ``folder``, calibrated on good numbers."""
-    folder.mkdir(parents=True)
+def write_stub_bundle(
+    folder: Path,
+    costs: Mapping[str, tuple[int, int]] | None = None,
+    size: tuple[int, int] = SIZE,
+    category: str = CATEGORY,
+) -> Bundle:
+    """A bundle of the method "stub" in ``folder``, calibrated on good numbers.
+
+    ``costs``: nanoseconds of each graph, of a call and of each of its rows; None = the stub's own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     for graph in GRAPHS:
         (folder / f"{graph}.onnx").write_text("a stub has no graph\n")
-    bundle = seal(folder, _manifest().model_dump(mode="json", exclude={"files"}))
+    manifest = _manifest(costs, size, category)
+    bundle = seal(folder, manifest.model_dump(mode="json", exclude={"files"}))
     with TimedStub(32, lambda _: None, steps=STEPS) as engine:
-        good = {CATEGORY: [watermarked(GOOD_FROM + number, SIZE) for number in range(GOOD)]}
+        good = {category: [watermarked(GOOD_FROM + number, size) for number in range(GOOD)]}
         fit_calibration(bundle, engine, good).save(folder / "calibration.json")
-    return folder
+    return bundle
 
 
 def write_parts(folder: Path, count: int, bad_every: int) -> Path:
@@ -47,11 +57,13 @@ def write_parts(folder: Path, count: int, bad_every: int) -> Path:
     return folder
 
 
-def _manifest() -> Manifest:
+def _manifest(
+    costs: Mapping[str, tuple[int, int]] | None, size: tuple[int, int], category: str
+) -> Manifest:
     return Manifest(
         method=METHOD,
-        categories=(CATEGORY,),
-        image_size=SIZE,
+        categories=(category,),
+        image_size=size,
         plans=tuple(PlanSpec(start_level=n, levels=tuple(range(n))) for n in STEPS),
         steps_min=min(STEPS),
         steps_unit=1,
@@ -60,6 +72,6 @@ def _manifest() -> Manifest:
             graphs={graph: GraphSpec(inputs=(), outputs=()) for graph in GRAPHS},
             map_size=(2, 2),
         ),
-        configuration={},
+        configuration={"costs": dict(costs)} if costs else {},
         files={},
     )

@@ -14,11 +14,11 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from engines.contracts import BadConfig, InspectionError
+from engines.contracts import InspectionError
 from pipeline.dashboard.view import LineState
 from pipeline.dashboard.window import LineWindow
 from pipeline.pulse import Pulse
-from pipeline.sight import read_notes
+from pipeline.sight import notes_heard, read_notes
 from pipeline.stream import Stream, open_stream
 from pipeline.telemetry import facts
 
@@ -127,12 +127,9 @@ class Feed:
             ended.set()
 
     def _listen(self, pulse: Pulse) -> None:
-        try:
-            told = read_notes(pulse.notes("ingest").values())
-        except BadConfig:  # users of an older `doctor --setup` may not ask
-            told = None
+        notes = notes_heard(pulse)
         with self._lock:
-            self._window.hear(told)
+            self._window.hear(None if notes is None else read_notes(notes.values()))
 
     def _count(self, stream: Stream) -> None:
         ledgers = {camera: stream.ledger(camera) for camera in self._cameras}

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from engines.contracts import BadConfig, InspectionError
+from engines.contracts import InspectionError
 from pipeline.pulse import Pulse
+from pipeline.sight import camera_of, notes_heard
 from pipeline.stream import open_stream
 
 if TYPE_CHECKING:
@@ -106,21 +107,13 @@ class Vitals:
             url = redis.address(ROLE)
             with closing(Pulse(url, redis.namespace)) as pulse:
                 living = {role: tuple(pulse.living(role)) for role in ROLES}
-                cameras = _cameras(pulse)
+                notes = notes_heard(pulse) or {}
             with open_stream(url, redis.namespace) as stream:
                 memory = stream.memory()
         except InspectionError:
             return dict.fromkeys(ROLES, ()), {}, None, 0
+        cameras = {name: camera_of(note) for name, note in notes.items()}
         return living, cameras, memory.used_bytes, memory.limit_bytes
-
-
-def _cameras(pulse: Pulse) -> dict[str, str]:
-    """Which camera each process of that role reads."""
-    try:
-        notes = pulse.notes("ingest")
-    except BadConfig:  # users of an older `doctor --setup` may not ask
-        return {}
-    return {name: note.partition(" ")[2] for name, note in notes.items()}
 
 
 def recent_events(logs: Path) -> list[Event]:

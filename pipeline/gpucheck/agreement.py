@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from engines.backend import build_engine, open_backend
 from engines.contracts import EngineFault, InspectionError, ParityError
+from engines.gpu.precision import EIGHT_BITS
 from engines.parity import EPSILON, compare, open_reference
 from engines.parity_set import has_frames
 from pipeline.bench.report import Result
 from pipeline.gpucheck.bundles import TIMED, frames_of, tried
 from pipeline.gpucheck.outcome import Asked, Found, NotHere
-from pipeline.gpucheck.parts import EIGHT_BITS
 
 TENSORRT = "tensorrt"
 EXACT = "f32"  # an engine in less may disagree: it is then not used, which is no fault

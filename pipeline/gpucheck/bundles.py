@@ -11,9 +11,9 @@ from engines.backend import engine_cache
 from engines.bundle import Bundle, open_bundle
 from engines.contracts import UInt8
 from engines.gpu.engine_file import engine_folder
+from engines.gpu.precision import EIGHT_BITS
 from engines.parity_set import has_frames, load_frames
 from pipeline.gpucheck.outcome import Asked, Found
-from pipeline.gpucheck.parts import EIGHT_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from engines.gpu.precision import EIGHT_BITS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 SPECIMENS = ("DeCo-Diff", "D3AD", "DRDC-style", "GLAD", "balanced", "full")
 TORCH = ("torch-cuda:f32", "torch-cuda:bf16")
 TENSORRT = ("f32", "fp16", "bf16")
-EIGHT_BITS = ("int8", "fp8")  # last: they are calibrated on the CPU, and many bundles refuse them
 GPU = "gpu"
 
 
@@ -52,6 +53,7 @@ def _parts() -> dict[str, Part]:
         parts[f"engines:{precision}"] = Part("agreement.build", (precision,), 1800)
     parts["tests"] = Part("trials.trials", limit_s=900)
     parts |= _tried(engines)
+    # Eight bits last: they are calibrated on the CPU, and many bundles refuse them.
     for precision in EIGHT_BITS:
         parts[f"engines:{precision}"] = Part("agreement.build", (precision,), 1200)
     return parts | _tried(eight)

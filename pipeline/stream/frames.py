@@ -229,10 +229,6 @@ class Stream(Verdicts):
 
     # -- gate --------------------------------------------------------------------------------
 
-    def expiring(self, camera: str, before_ns: int, count: int = 64) -> list[FrameHead]:
-        """Open frames whose deadline is at or before ``before_ns``, most urgent first."""
-        return self.heads(self.deadlines({camera: before_ns}, count))
-
     def deadlines(self, before_ns: Mapping[str, int], count: int = 64) -> dict[str, int]:
         """Open frames of each camera due at or before its ``before_ns``: id -> deadline, ns.
 

@@ -107,7 +107,8 @@ class Standing:
         ages = [0.0]
         for name in self.settings.camera_names:
             gate_ns = self.settings.camera(name).gate_ms * 1_000_000
-            heads = self.stream.expiring(name, now_ns + 10 * gate_ns, count=1)
+            oldest = self.stream.deadlines({name: now_ns + 10 * gate_ns}, count=1)
+            heads = self.stream.heads(oldest)
             ages += [(now_ns - head.captured_ns) / 1e9 for head in heads]
         return max(ages)
 

@@ -91,7 +91,7 @@ def test_stamps_and_names_that_repeat_or_go_back_cost_no_part_its_verdict(
             head = intake.take(exposure)
             assert head.captured_ns <= stream.now_ns()
         gate_ns = settings.camera("left").gate_ms * 1_000_000
-        heads = stream.expiring("left", stream.now_ns() + gate_ns)
+        heads = stream.heads(stream.deadlines({"left": stream.now_ns() + gate_ns}))
         ledger = stream.ledger("left")
     assert len({head.frame_id for head in heads}) == len(heads) == len(stamps)
     assert (ledger.captured, ledger.open) == (len(stamps), len(stamps))

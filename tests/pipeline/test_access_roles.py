@@ -225,7 +225,7 @@ def test_every_role_does_its_work(place: Place) -> None:
         assert inspect.answer(again[0], "two", verdict)
         bad = undecided(frame(2, epoch), Reason.BAD_FRAME, 4)
         assert inspect.quarantine(again[1], "two", bad)
-        assert len(sink.expiring(CAMERA, 2**62)) == 2
+        assert len(sink.heads(sink.deadlines({CAMERA: 2**62}))) == 2
         assert sink.answer_open(undecided(frame(3, epoch), Reason.DEADLINE, 5))
         found = sink.read_verdicts([CAMERA], "sink:line", "sink", 32, 0)
         assert len(found) == 4

@@ -333,7 +333,7 @@ def test_expiring_frames_come_most_urgent_first(every_stream: Stream) -> None:
     stream = every_stream
     for number, deadline_ns in ((1, 3_000_000), (2, 1_000_500), (3, 9_000_000)):
         stream.admit(an_entry(f"cam/1-{number}", deadline_ns=deadline_ns))
-    found = stream.expiring("cam", 3_000_000)
+    found = stream.heads(stream.deadlines({"cam": 3_000_000}))
     assert [head.frame_id for head in found] == ["cam/1-2", "cam/1-1"]
     assert (found[0].deadline_ns, found[0].part_id) == (1_000_500, "part of cam/1-2")
 
@@ -345,7 +345,7 @@ def test_an_unreadable_head_does_not_hide_a_frame(every_stream: Stream) -> None:
     heads = f"{stream.namespace}:{{cam}}:heads"
     stream._commands.hset(heads, "1-1", b'{"schema_version":9}')
     stream._commands.hdel(heads, "1-2")
-    found = stream.expiring("cam", GATE_NS)
+    found = stream.heads(stream.deadlines({"cam": GATE_NS}))
     assert [head.frame_id for head in found] == ["cam/1-1", "cam/1-2", "cam/1-3"]
     assert [head.part_id for head in found] == ["", "", "part of cam/1-3"]
     for head in found:
