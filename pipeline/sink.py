@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pipeline.acted import Acted
 from pipeline.config import LineSettings
 from pipeline.gate import GateKeeper
+from pipeline.heap import return_large_blocks
 from pipeline.lanes import Lane, outlasting_loss
 from pipeline.outputs import OutputLane, open_outputs
 from pipeline.outputs.reject import FileReject, NoReject, RejectSignal
@@ -38,6 +39,7 @@ def run_sink(settings: LineSettings, stop: threading.Event) -> None:
     Raises StreamLost where there is no server at the start or the end, BadConfig for outputs that
     have no place.
     """
+    return_large_blocks()
     url, namespace = settings.redis.address(ROLE), settings.redis.namespace
     gates_ms = {camera.name: camera.gate_ms for camera in settings.cameras}
     keeping = (settings.camera_names, settings.sinks.margin_ms, gates_ms)
