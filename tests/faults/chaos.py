@@ -16,8 +16,9 @@ from typing import Any
 
 from tests.faults.gates import Gates
 from tests.faults.isolation import measure_isolation
+from tests.faults.looks import Look
 from tests.faults.report import totals, write_report
-from tests.faults.rounds import Hurt, Look, Round, run_round
+from tests.faults.rounds import Hurt, Round, run_round
 
 ROUND_S = 90.0
 LONG_MINUTES, ISOLATED = 30, 5000

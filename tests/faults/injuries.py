@@ -25,7 +25,8 @@ HUNG_S = 13.0  # longer than a process may be silent
 AWAY_S = (0.2, 3.0)
 OTHER = "other"  # folder of the second bundle, beside the line's run folder
 SWAP_S = 1.0  # how soon after the order a worker dies
-SWAP_PATIENCE_S = 30.0
+SWAP_PATIENCE_S = 120.0  # as the command's own: a real engine is rehearsed without haste
+SWAP = "swap the bundle"
 WITH_SECOND_WORKER_S, WITHOUT_S = 3.0, 10.0  # until the line is well
 
 Hurt = Callable[[Standing, random.Random], None]
@@ -39,6 +40,7 @@ class Injury:
     bound_s: float = WITHOUT_S
     weight: int = 2
     needs: str = ""  # "network" or "clock"
+    reloads: bool = False  # engines: the time that takes comes on top of the bound
     excuses: Excused | None = None  # parts that nobody can answer in time: see ``gates``
 
 
@@ -162,7 +164,7 @@ def _swap(line: Standing, rng: random.Random) -> None:
 
 INJURIES: dict[str, Injury] = {
     "kill a worker": Injury(kill("inspect"), WITH_SECOND_WORKER_S, 6),
-    "kill all workers": Injury(_kill_all_workers, weight=3),
+    "kill all workers": Injury(_kill_all_workers, weight=3, reloads=True),
     "kill the sink": Injury(kill("sink"), weight=4, excuses="gate"),
     "kill a camera's process": Injury(kill("ingest"), weight=4, excuses="held"),
     "freeze a worker": Injury(freeze("inspect"), WITH_SECOND_WORKER_S, 3),
@@ -180,7 +182,7 @@ INJURIES: dict[str, Injury] = {
     ),
     "drop all connections 20 times": Injury(_drop_clients),
     "throw entries into the streams": Injury(_throw_entries),
-    "swap the bundle": Injury(_swap, WITH_SECOND_WORKER_S),
+    SWAP: Injury(_swap, WITH_SECOND_WORKER_S),
     "step the server's clock": Injury(_step_clock, needs="clock", excuses="clock"),
     "cut the network": Injury(_weather(_cut), needs="network", excuses="gate"),
     "slow the network": Injury(_weather(_slow), needs="network"),

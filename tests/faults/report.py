@@ -12,7 +12,8 @@ from typing import Any
 
 from tests.faults.gates import MARGIN_MS
 from tests.faults.injuries import INJURIES
-from tests.faults.rounds import ROLES, Look, Round
+from tests.faults.looks import Look
+from tests.faults.rounds import ROLES, Round
 
 PICTURES = ("recovery.png", "flow.png", "memory.png")
 

@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from pipeline.lanes import Lane
 from tests.faults.gates import Excuse, Gates, Onlooker, judged, least_ms, watched_gates
-from tests.faults.injuries import INJURIES, OTHER, drawn
+from tests.faults.injuries import INJURIES, OTHER, SWAP, drawn
 from tests.faults.invariants import left_by
+from tests.faults.looks import WARM_S, Look, grown, looks_at
 from tests.faults.servers import HurtServer, has_compiler
 from tests.faults.standing import Standing, standing
 from tests.stub_line import (
@@ -37,7 +37,6 @@ GATES_MS = (500, 1000, 3000)  # of a round
 FAR_MS = 3000  # where pieces on the network arrive a retransmission late
 QUIET_S = (0.5, 2.0)  # between a recovery and the next fault
 LOOK_S = 1.0
-WARM_S = 10.0  # before a process is compared with itself
 ROLES = ("ingest", "inspect", "sink")
 
 
@@ -56,17 +55,6 @@ class Hurt:
     def lasted_s(self) -> float:
         """From its beginning until the line was well again."""
         return self.took_s + self.recovery_s
-
-
-@dataclass
-class Look:
-    """A glance at one process."""
-
-    at_s: float
-    role: str
-    pid: int
-    rss_mb: float
-    descriptors: int
 
 
 @dataclass
@@ -115,13 +103,16 @@ def run_round(number: int, seed: int, seconds: float, folder: Path, bundle: Path
                 time.sleep(rng.uniform(*QUIET_S))
                 kind = drawn(rng, has_network=has_network, has_clock=has_clock)
                 shown.hurts.append(_hurt(here, kind, rng, began))
+                if bundle is not None:  # its engine takes long to load: else none may be left
+                    here.wait_whole()
             _weigh_gates(shown, onlooker, began)
         here.finish()
         left = left_by(here, is_named=bundle is None)
     shown.seconds = time.monotonic() - began
     shown.captured, shown.residual = len(left.verdicts), left.residual
     shown.duplicates, shown.decisions = left.duplicates, dict(left.decisions)
-    shown.wrongs += [*left.wrongs, *_late(shown.gates), *_slow(shown.hurts), *_grown(shown)]
+    shown.wrongs += [*left.wrongs, *_late(shown.gates), *_slow(shown.hurts)]
+    shown.wrongs += grown(shown.looks, _swapped_s(shown.hurts), WARM_S + here.load_s)
     if not shown.wrongs:
         shutil.rmtree(folder)
     return shown
@@ -175,7 +166,8 @@ def _hurt(here: Standing, kind: str, rng: random.Random, began: float) -> Hurt:
     one, at_s = INJURIES[kind], time.monotonic()
     one.hurt(here, rng)
     took_s = time.monotonic() - at_s
-    return Hurt(at_s - began, kind, here.recovery_s(), one.bound_s, took_s)
+    bound_s = one.bound_s + (here.load_s if one.reloads else 0.0)
+    return Hurt(at_s - began, kind, here.recovery_s(), bound_s, took_s)
 
 
 @contextmanager
@@ -185,20 +177,10 @@ def _watched(here: Standing, shown: Round, began: float) -> Iterator[None]:
             at_s = time.monotonic() - began
             shown.flow.append((at_s, here.acted()))
             for role in ROLES:
-                for pid in here.pids(role):
-                    _look(shown, at_s, role, pid)
+                shown.looks += looks_at(role, here.pids(role), at_s)
 
     with Lane("looks", watch):
         yield
-
-
-def _look(shown: Round, at_s: float, role: str, pid: int) -> None:
-    try:
-        process = psutil.Process(pid)
-        rss_mb = process.memory_info().rss / 1e6
-        shown.looks.append(Look(at_s, role, pid, rss_mb, process.num_fds()))
-    except psutil.Error:  # it has just ended
-        return
 
 
 def _weigh_gates(shown: Round, onlooker: Onlooker, began: float) -> None:
@@ -223,22 +205,9 @@ def _slow(hurts: list[Hurt]) -> list[str]:
     return [f"{one.kind}: well after {one.recovery_s:.1f} s of {one.bound_s:.0f}" for one in slow]
 
 
-def _grown(shown: Round, mb: float = 20.0, descriptors: int = 8) -> list[str]:
-    """Processes that hold much more at their end than once they were warm."""
-    wrongs = []
-    by_pid: dict[int, list[Look]] = {}
-    for look in shown.looks:
-        by_pid.setdefault(look.pid, []).append(look)
-    for looks in by_pid.values():
-        warm = [look for look in looks if look.at_s >= looks[0].at_s + WARM_S]
-        if len(warm) < 2:
-            continue
-        first, last = warm[0], warm[-1]
-        if last.rss_mb - first.rss_mb > mb:
-            wrongs.append(f"{first.role} grew from {first.rss_mb:.0f} to {last.rss_mb:.0f} MB")
-        if last.descriptors - first.descriptors > descriptors:
-            wrongs.append(f"{first.role}: {first.descriptors} -> {last.descriptors} descriptors")
-    return wrongs
+def _swapped_s(hurts: list[Hurt]) -> float:
+    """When the last swap was over: from then on a worker holds what it kept for a way back."""
+    return max((one.at_s + one.lasted_s for one in hurts if one.kind == SWAP), default=0.0)
 
 
 def kinds(rounds: list[Round]) -> Counter[str]:

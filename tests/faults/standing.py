@@ -34,6 +34,7 @@ class Standing:
     stream: Stream
     pulse: Pulse
     network: Weather | None = None
+    load_s: float = 0.0  # from the start of the line until its workers were ready
     stop: threading.Event = field(default_factory=threading.Event)
     ready: threading.Event = field(default_factory=threading.Event)
     ledgers: dict[str, Ledger] = field(default_factory=dict)
@@ -79,6 +80,13 @@ class Standing:
     def wait_replaced(self, role: str, gone: int) -> None:
         """Return once another process of the role works in the place of one that is gone."""
         self.wait_for(lambda: any(pid != gone and self.beats(pid, role) for pid in self.pids(role)))
+
+    def wait_whole(self) -> None:
+        """Return once every worker works that the line is to have."""
+        self.wait_for(lambda: self._works() >= self.settings.worker.processes)
+
+    def _works(self) -> int:
+        return sum(self.beats(pid, "inspect") for pid in self.pids("inspect"))
 
     # -- frames ------------------------------------------------------------------------------------
 
@@ -189,9 +197,11 @@ def standing(line: Path, server: HurtServer, *, networked: bool = False) -> Iter
             stack.callback(here.network.close)
             url = here.network.url
         here.thread = threading.Thread(target=here.run, args=(line, url))
+        began = time.monotonic()
         here.thread.start()
         try:
             here.wait_for(here.ready.is_set)
+            here.load_s = time.monotonic() - began
             here.wait_for(lambda: here.captured() > 0)
             yield here
         finally:
