@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SPECIMENS = ("DeCo-Diff", "D3AD", "DRDC-style", "GLAD", "balanced", "full")
 TORCH = ("torch-cuda:f32", "torch-cuda:bf16")
 TENSORRT = ("f32", "fp16", "bf16")
+LIBRARIES = ("pycuda", "cuda")  # the worker takes the first that opens a GPU
 GPU = "gpu"
 
 
@@ -46,6 +47,8 @@ def _parts() -> dict[str, Part]:
         "libraries": Part("machine.libraries", limit_s=180, needs_gpu=False),
         "rates": Part("stages.rates", limit_s=120),
     }
+    for library in LIBRARIES:
+        parts[f"device:{library}"] = Part("devices.device", (library,), 180)
     for name in SPECIMENS:
         limit_s = 600 if name == "full" else 300
         parts[f"bundle:{name}"] = Part("bundles.make", (name,), limit_s, makes_specimens=True)
