@@ -9,6 +9,7 @@ from engines.contracts import InspectionError
 from pipeline.dashboard.feed import Feed
 from pipeline.dashboard.history import History
 from pipeline.dashboard.parts import Parts
+from pipeline.dashboard.reconstructions import Reconstructions
 from pipeline.dashboard.tape import Tapes
 from pipeline.dashboard.tuning import Thresholds
 from pipeline.dashboard.vitals import Vitals
@@ -33,6 +34,7 @@ class Desk:
         self.parts = Parts(folder, self.feed.reject_of)
         self.labels = ReviewLabels(settings.run_dir)
         self.thresholds = Thresholds(settings)
+        self.reconstructions = Reconstructions(self.thresholds.bundle)
         self.tapes = Tapes(settings.run_dir)
         self.vitals = Vitals(settings)
         self.history = History(_log_of(settings))
@@ -60,6 +62,7 @@ class Desk:
         self.feed.run(stop)
         for one in beside:
             one.join(timeout=5)
+        self.reconstructions.close()
         self.tapes.close()
 
 

@@ -141,21 +141,30 @@ class Cameras:
             with box("", "tr"):
                 for name in COLUMNS:
                     with box("", "th").props("scope=col"):
-                        ui.label(name if name.isupper() else say(name))
+                        ui.label(self._head(name))
             self._rows = {name: self._row(name) for name in cameras}
 
-    @staticmethod
-    def _row(camera: str) -> _Row:
+    def _row(self, camera: str) -> _Row:
         with box("", "tr"):
-            with box("", "td"):
+            first, state, *others = (self._cell(name) for name in COLUMNS)
+            with first:
                 ui.label(camera)
-            with box("", "td") as cell:
+            with state:
                 symbol, text = icon("hourglass_empty"), ui.label().style("display: inline")
             numbers = []
-            for _ in COLUMNS[2:]:
-                with box("", "td"):
+            for cell in others:
+                with cell:
                     numbers.append(ui.label())
-        return _Row(cell, symbol, text, numbers)
+        return _Row(state, symbol, text, numbers)
+
+    def _cell(self, name: str) -> ui.element:
+        """A cell that knows its column: a phone has no room for the row of names."""
+        cell = box("", "td")
+        cell.props["data-name"] = self._head(name)
+        return cell
+
+    def _head(self, name: str) -> str:
+        return name if name.isupper() else self._say(name)
 
     def show(self, view: LineView) -> None:
         """Bring every row up to ``view``."""
@@ -223,6 +232,9 @@ class _Card:
         decision = reject.verdict.decision
         self._link.props["href"] = self._address.to(f"/reject/{reject.stem}")
         self._picture.props["src"] = f"/rejects/{reject.key}.png"
+        # Another element, else the picture of the part before would stand by these words until
+        # this one has arrived.
+        self._picture.props["key"] = reject.key
         self._picture.set_visibility(bool(reject.picture_png))
         self._blank.set_visibility(not reject.picture_png)
         self._what.classes(remove=TONES, add=decision.lower())

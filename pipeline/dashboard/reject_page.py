@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nicegui import ui
@@ -11,18 +11,16 @@ from engines.contracts import Decision, Verdict
 from pipeline.dashboard import words
 from pipeline.dashboard.charts import inked, score_options
 from pipeline.dashboard.good import entry_of, good_parts
-from pipeline.dashboard.shell import box, button, icon, page, title
+from pipeline.dashboard.part_picture import picture_of
+from pipeline.dashboard.shell import box, button, icon, on_keys, page, title
+from pipeline.dashboard.texts import CATALOGUE
 from pipeline.outputs.archive import stem_of_frame
 
 if TYPE_CHECKING:
-    from nicegui.events import KeyEventArguments
-
     from pipeline.dashboard.address import Address
     from pipeline.dashboard.desk import Desk
     from pipeline.dashboard.parts import Part
     from pipeline.dashboard.texts import Speech
-
-VIEWS = ("mask", "map", "frame")  # what is drawn over the picture; the first unless asked otherwise
 
 
 def reject_page(desk: Desk, address: Address, stem: str) -> None:
@@ -38,7 +36,7 @@ def reject_page(desk: Desk, address: Address, stem: str) -> None:
         _steps(desk, address, part)
         with box("columns"):
             with box("tile"):
-                picture_of(part, address)
+                picture_of(desk, part, address)
             with box("stack"):
                 _judged(desk, part, address.say)
                 _score(desk, part, address.say, is_dark=address.is_dark)
@@ -65,59 +63,6 @@ def _steps(desk: Desk, address: Address, part: Part) -> None:
     on_keys({"ArrowLeft": lambda: go(-1), "ArrowRight": lambda: go(1)})
 
 
-def on_keys(actions: dict[str, Callable[[], object]]) -> None:
-    """Do what a key stands for, unless the visitor types."""
-
-    def act(event: KeyEventArguments) -> None:
-        modifiers = event.modifiers
-        is_plain = not (modifiers.ctrl or modifiers.alt or modifiers.meta)
-        if event.action.keydown and is_plain and event.key.name in actions:
-            actions[event.key.name]()
-
-    ui.keyboard(act, repeating=False)
-
-
-def picture_of(part: Part, address: Address) -> None:
-    """The picture with its mask or its map, and buttons to choose between them."""
-    say = address.say
-    chosen = address.get("view") if address.get("view") in VIEWS else VIEWS[0]
-    title(say("frame"), "image")
-    if not part.picture_png:
-        with box("blank"):
-            ui.label(say("no_picture"))
-        return
-    alt = " ".join((say("frame"), words.headline(part.verdict), part.verdict.part_id))
-    with box("stage"):
-        image = box("big", "img")
-        image.props["alt"] = alt
-
-    def show(view: str) -> None:
-        image.props["src"] = f"/parts/{part.stem}/{view}.png"
-        image.update()
-        for name, pressed in buttons.items():
-            pressed.props(f"aria-pressed={'true' if name == view else 'false'}")
-            pressed.classes(remove="chosen", add="chosen" if name == view else "")
-
-    def choose(view: str) -> None:
-        show(view)
-        there = address.here(view="" if view == VIEWS[0] else view)
-        ui.navigate.history.replace(there)
-
-    with box("bar"):
-        buttons = {
-            name: button(say(name), symbol).on_click(lambda name=name: choose(name))
-            for name, symbol in zip(VIEWS, ("gesture", "gradient", "image"), strict=True)
-        }
-        if part.has_original:
-            ui.link(say("original"), f"/parts/{part.stem}/original.png", new_tab=True)
-    show(chosen)
-    on_keys({"m": lambda: choose("mask"), "k": lambda: choose("map"), "o": lambda: choose("frame")})
-    for key, is_missing in (("no_mask", not part.mask_png), ("no_map", not part.map_png)):
-        if is_missing:
-            ui.label(say(key)).classes("note")
-    ui.label(say("no_reconstruction")).classes("note")
-
-
 def _judged(desk: Desk, part: Part, say: Speech) -> None:
     """The decision in large words, and what people said of it."""
     verdict = part.verdict
@@ -142,7 +87,8 @@ def _score(desk: Desk, part: Part, say: Speech, *, is_dark: bool) -> None:
     with box("tile"):
         title(say("score"), "bar_chart")
         if found is None:
-            ui.label(say("no_good")).classes("note")
+            key = "no_score" if part.verdict.anomaly_score is None else "no_good"
+            ui.label(say(key)).classes("note")
             return
         ui.echart(inked(score_options(found, say), is_dark)).classes("chart").props(
             f'role=img aria-label="{say("score")}"'
@@ -194,7 +140,8 @@ def _known(verdict: Verdict, say: Speech) -> Iterator[tuple[str, str]]:
 
 def _stages(verdict: Verdict, say: Speech) -> Iterator[tuple[str, str]]:
     for stage, taken_ms in verdict.latency_ms.items():
-        yield stage, f"{say.number(taken_ms)} ms"
+        key = f"stage_{stage}"
+        yield say(key) if key in CATALOGUE else stage, f"{say.number(taken_ms)} ms"
 
 
 def _versions(verdict: Verdict, say: Speech) -> Iterator[tuple[str, str]]:

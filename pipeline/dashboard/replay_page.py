@@ -8,8 +8,7 @@ from nicegui import run, ui
 
 from engines.contracts import InspectionError, Verdict
 from pipeline.dashboard import words
-from pipeline.dashboard.reject_page import on_keys
-from pipeline.dashboard.shell import box, button, icon, page, title
+from pipeline.dashboard.shell import box, button, icon, on_keys, page, title
 from pipeline.dashboard.tape import Tape, next_difference
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from nicegui import ui
 
 from engines.contracts import BadConfig
 from pipeline.dashboard import words
-from pipeline.dashboard.reject_page import on_keys, picture_of, stem_of
-from pipeline.dashboard.shell import box, button, icon, page, title
+from pipeline.dashboard.part_picture import picture_of
+from pipeline.dashboard.reject_page import stem_of
+from pipeline.dashboard.shell import box, button, icon, on_keys, page, title
 from pipeline.review import Answer
 from pipeline.telemetry import facts
 
@@ -134,7 +135,7 @@ class _Review:
             return
         with box("halves"):
             with box("tile"):
-                picture_of(part, self._here())
+                picture_of(self._desk, part, self._here())
             with box("tile"):
                 self._tell(part)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,8 @@ from nicegui.elements.mixins.text_element import TextElement
 from pipeline.dashboard.words import Says
 
 if TYPE_CHECKING:
+    from nicegui.events import KeyEventArguments
+
     from pipeline.dashboard.address import Address
 
 PAGES = (  # path, key of its name, icon
@@ -64,6 +66,18 @@ def title(text: str, symbol: str) -> None:
     with box("title"):
         icon(symbol).classes("accent")
         words(text, tag="h2")
+
+
+def on_keys(actions: dict[str, Callable[[], object]]) -> None:
+    """Do what a key stands for, unless the visitor types."""
+
+    def act(event: KeyEventArguments) -> None:
+        modifiers = event.modifiers
+        is_plain = not (modifiers.ctrl or modifiers.alt or modifiers.meta)
+        if event.action.keydown and is_plain and event.key.name in actions:
+            actions[event.key.name]()
+
+    ui.keyboard(act, repeating=False)
 
 
 @contextmanager

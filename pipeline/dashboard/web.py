@@ -144,6 +144,8 @@ def _drawn(desk: Desk, part: Part, view: str) -> bytes:
             return heated(part.picture_png, part.map_png)
         case "frame":
             return part.picture_png
+        case "reconstruction":  # drawn when a page asked for it, so an address alone costs nothing
+            return desk.reconstructions.made(part.stem)
         case "original":
             return desk.parts.original(part.stem)
         case _:
