@@ -20,7 +20,7 @@ from pipeline.gate import GateKeeper
 from pipeline.heap import return_large_blocks
 from pipeline.lanes import Lane, outlasting_loss
 from pipeline.outputs import OutputLane, open_outputs
-from pipeline.outputs.reject import FileReject, NoReject, RejectSignal
+from pipeline.outputs.told import Told
 from pipeline.pulse import BEAT_S, Pulse, name_of_process
 from pipeline.soundings import Soundings, tell_verdict
 from pipeline.stream import Stream, VerdictDelivery, ledger_field, open_stream
@@ -48,12 +48,13 @@ def run_sink(settings: LineSettings, stop: threading.Event) -> None:
         open_stream(url, namespace) as stream,
         closing(Pulse(url, namespace)) as pulse,
         Acted(settings.run_dir / "sink.acted") as acted,
+        Told(stream, settings, gates_ms) as told,
         Lane("gate", GateKeeper(stream, *keeping).run) as gate,
         _soundings(stream, pulse, settings),
     ):
         group = f"{ROLE}:{settings.line}"
         inbox = Inbox(stream, settings.camera_names, group, acted, stop, gates_ms=gates_ms)
-        signs = Signs(gate, pulse, _reject_signal(settings), name_of_process())
+        signs = Signs(gate, pulse, told, name_of_process())
         with open_outputs(settings) as outputs:
             distribute(inbox, signs, outputs)
         inbox.settle()
@@ -63,7 +64,7 @@ def distribute(inbox: Inbox, signs: Signs, outputs: Sequence[OutputLane]) -> Non
     """The main loop: the gate first, then whoever may be slow."""
     while inbox.more:
         found = inbox.read()
-        signs.reject.signal(*(delivery.verdict for delivery in found))
+        signs.told.tell([delivery.verdict for delivery in found])
         for delivery in found:
             done = inbox.owe(delivery, len(outputs))
             for output in outputs:
@@ -75,8 +76,8 @@ def distribute(inbox: Inbox, signs: Signs, outputs: Sequence[OutputLane]) -> Non
 class Signs:
     """What the sink shows to the world: the reject signal, and that it lives."""
 
-    def __init__(self, gate: Lane, pulse: Pulse, reject: RejectSignal, name: str) -> None:
-        self.reject = reject
+    def __init__(self, gate: Lane, pulse: Pulse, told: Told, name: str) -> None:
+        self.told = told
         self._gate = gate
         self._pulse = pulse
         self._name = name
@@ -85,7 +86,7 @@ class Signs:
     def beat(self) -> None:
         """Beat on every turn of the loop; raises what ended the gate keeper, if anything did."""
         self._gate.check()
-        self.reject.beat()
+        self.told.reject.beat()
         if time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + BEAT_S
             self._pulse.beat(ROLE, self._name)
@@ -193,10 +194,3 @@ def _soundings(
     if not settings.metrics.port:
         return nullcontext()
     return Lane("soundings", Soundings(stream, pulse, settings).run)
-
-
-def _reject_signal(settings: LineSettings) -> RejectSignal:
-    chosen = settings.sinks.reject
-    if chosen is None:
-        return NoReject()
-    return FileReject(chosen.path or settings.run_dir / "reject.json", chosen.heartbeat_ms)

@@ -1,8 +1,10 @@
 #!lua flags=allow-oom
 -- Write the one verdict of an open frame, count it and delete the frame. An inspector may do so only
 -- while the entry is pending for it with the delivery count it was handed (the fencing token); the
--- gate keeper gives no consumer and only has to find the frame open. Full memory does not stop it:
--- answering is what frees memory.
+-- gate keeper gives no consumer and only has to find the frame open. An inspector's decision that comes
+-- after the gate is refused by the server's own clock, so that a part which has gone by is never said
+-- to have passed, even where nobody keeps the gate: who takes the frame over answers UNDECIDED. Full
+-- memory does not stop it: answering is what frees memory.
 -- KEYS frames, open, heads, ledger, verdicts, quarantine, unacted
 -- ARGV group, entry id, consumer or '', deliveries, ledger field, verdict, mask, picture,
 --      map, quarantine length, fields to set aside in quarantine...
@@ -18,7 +20,11 @@ if consumer ~= '' then
   end
 end
 
-local is_open = redis.call('ZSCORE', open, id)
+local is_open = redis.call('ZSCORE', open, id) -- its deadline, microseconds
+if is_open and consumer ~= '' and (outcome == 'pass' or outcome == 'fail') then
+  local now = redis.call('TIME')
+  if tonumber(now[1]) * 1000000 + tonumber(now[2]) > tonumber(is_open) then return 0 end
+end
 if is_open then
   local start, number = unpack(redis.call('HMGET', ledger, 'verdicts_start', 'verdicts'))
   if not start then

@@ -203,7 +203,7 @@ class Acting:
         return undecided(self._entry(action.frame), reason, 1)
 
     def _entry(self, frame: int) -> FrameEntry:
-        return FrameEntry(self._ids[frame], CAMERA, 0, 1, np.zeros((4, 4, 3), np.uint8))
+        return FrameEntry(self._ids[frame], CAMERA, 0, 2**62, np.zeros((4, 4, 3), np.uint8))
 
 
 def _was_written(action: Action, before: State, after: State) -> bool:

@@ -58,6 +58,12 @@ MUTANTS = (
         "if true then",
     ),
     Mutant(
+        "a decision stands that comes after its gate",
+        "pipeline/lua/answer.lua",
+        "if is_open and consumer ~= '' and (outcome",
+        "if false and (outcome",
+    ),
+    Mutant(
         "answer not atomic: the entry stays",
         "pipeline/lua/answer.lua",
         "redis.call('XACK', frames, group, id)\nredis.call('XDEL', frames, id)",

@@ -59,4 +59,4 @@ def _race(url: str, name: str, accepted: Counter[str], lock: threading.Lock) -> 
 
 def _entry(number: int | str) -> FrameEntry:
     entry_id = number if isinstance(number, str) else f"7-{number}"
-    return FrameEntry(f"cam/{entry_id}", "cam", 0, 1, np.zeros((4, 4, 3), np.uint8))
+    return FrameEntry(f"cam/{entry_id}", "cam", 0, 2**62, np.zeros((4, 4, 3), np.uint8))

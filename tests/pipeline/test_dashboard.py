@@ -223,7 +223,7 @@ def inspect_parts(stream: Stream, camera: str, epoch: int, numbers: range) -> No
         now = stream.now_ns()
         frame_id = f"{camera}/{epoch}-{number}"
         stream.admit(
-            FrameEntry(frame_id, camera, now, now + 250_000_000, image, part_id=str(number))
+            FrameEntry(frame_id, camera, now, now + 60_000_000_000, image, part_id=str(number))
         )
         (delivery,) = stream.read([camera], "one", 1, 500)
         mask = np.zeros((SIDE, SIDE), np.bool_)

@@ -14,7 +14,7 @@ from pipeline.server import embedded_server
 from pipeline.stream import Delivery, Ledger, Stream, open_stream
 from pipeline.wire import FrameEntry, entry_from, undecided
 
-GATE_NS = 500_000_000
+GATE_NS = 4_000_000_000_000_000_000  # far away: in the year 2096
 
 
 def an_entry(frame_id: str, image: int = 7, deadline_ns: int = GATE_NS) -> FrameEntry:
@@ -175,6 +175,20 @@ def test_a_frame_taken_over_is_no_longer_the_first_ones_to_answer(every_stream: 
     assert not stream.answer(second, "w2", passed("cam/1-1"))
     assert stream.answer(third, "w1", passed("cam/1-1"))
     assert written(stream) == ["cam/1-1"]
+
+
+def test_no_decision_stands_that_comes_after_the_gate(every_stream: Stream) -> None:
+    """Though nobody keeps the gate: the part stays open, and UNDECIDED is all it can be yet."""
+    stream = every_stream
+    assert stream.admit(an_entry("cam/1-1", deadline_ns=stream.now_ns() - 1_000_000))
+    (delivery,) = read(stream)
+    failed = passed("cam/1-1").model_copy(update={"decision": Decision.FAIL})
+    for late in (passed("cam/1-1"), failed):
+        assert not stream.answer(delivery, "w1", late)
+    assert (stream.ledger("cam").open, written(stream)) == (1, [])
+    late = undecided(an_entry("cam/1-1"), Reason.DEADLINE, 1)
+    assert stream.answer(delivery, "w1", late)
+    assert stream.ledger("cam") == Ledger(1, 0, 0, {"deadline": 1}, 0)
 
 
 def test_a_stranger_cannot_answer(every_stream: Stream) -> None:

@@ -26,6 +26,7 @@ from tests.faults.protocol import TRIES_SEEN, Action, begin, steps
 
 consumers = st.sampled_from(["w1", "w2"])
 picks = st.integers(0, 10**6)
+GATE_NS = 4_000_000_000_000_000_000  # far away: in the year 2096
 
 
 class Deliveries(RuleBasedStateMachine):
@@ -41,6 +42,7 @@ class Deliveries(RuleBasedStateMachine):
         self.admitted = 0
         self.open: set[str] = set()
         self.payload_gone: set[str] = set()
+        self.passed_by: set[str] = set()  # frames whose gate has passed
         self.holder: dict[str, tuple[str, int]] = {}
         self.handed: list[tuple[str, Delivery]] = []  # everything ever delivered, also the stale
         self.counts: Counter[str] = Counter()
@@ -52,9 +54,9 @@ class Deliveries(RuleBasedStateMachine):
         assert self.stream.ledger("cam").residual == self.stream.backlog("cam") == 0
         self.stack.close()
 
-    def entry(self, frame_id: str) -> FrameEntry:
+    def entry(self, frame_id: str, deadline_ns: int = GATE_NS) -> FrameEntry:
         """A frame of one grey."""
-        return FrameEntry(frame_id, "cam", 0, 1, np.zeros((4, 4, 3), np.uint8))
+        return FrameEntry(frame_id, "cam", 0, deadline_ns, np.zeros((4, 4, 3), np.uint8))
 
     def late(self, frame_id: str) -> Verdict:
         """UNDECIDED(deadline)."""
@@ -71,9 +73,9 @@ class Deliveries(RuleBasedStateMachine):
         return self.holder.get(delivery.frame_id) == (consumer, delivery.deliveries)
 
     @precondition(lambda self: self.admitted < 5)
-    @rule(is_refused=st.booleans())
-    def admit(self, is_refused: bool) -> None:
-        """A new frame, or one that overran."""
+    @rule(is_refused=st.booleans(), is_late=st.booleans())
+    def admit(self, is_refused: bool, is_late: bool) -> None:
+        """A new frame, or one that overran; with its gate far away or passed."""
         self.admitted += 1
         frame_id = f"cam/7-{self.admitted}"
         if is_refused:
@@ -81,8 +83,9 @@ class Deliveries(RuleBasedStateMachine):
             assert self.stream.refuse(overrun)
             self.close(frame_id, "overrun")
         else:
-            assert self.stream.admit(self.entry(frame_id))
+            assert self.stream.admit(self.entry(frame_id, 1 if is_late else GATE_NS))
             self.open.add(frame_id)
+            self.passed_by |= {frame_id} if is_late else set()
 
     @precondition(lambda self: self.admitted > 0)
     @rule(pick=picks)
@@ -116,6 +119,7 @@ class Deliveries(RuleBasedStateMachine):
         """Any delivery ever handed out is answered or quarantined: fresh, stale or repeated."""
         consumer, delivery = self.handed[pick % len(self.handed)]
         is_held = self.is_held(consumer, delivery)
+        is_in_time = delivery.frame_id not in self.passed_by
         if is_bad:
             verdict = undecided(self.entry(delivery.frame_id), Reason.BAD_FRAME, 1)
             accepted = self.stream.quarantine(delivery, consumer, verdict)
@@ -123,7 +127,7 @@ class Deliveries(RuleBasedStateMachine):
             verdict = self.late(delivery.frame_id)
             verdict = verdict.model_copy(update={"decision": Decision.PASS, "reason": None})
             accepted = self.stream.answer(delivery, consumer, verdict)
-        assert accepted == is_held
+        assert accepted == (is_held and (is_bad or is_in_time))
         if accepted:
             self.close(delivery.frame_id, "bad_frame" if is_bad else "pass")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from pipeline.stream import Stream, VerdictDelivery, open_stream
 from pipeline.telemetry import facts
 from pipeline.wire import FrameEntry
 from pipeline.worker import run_worker
+from pipeline.writing import Judged, VerdictWriter
 from tests.tiny_line import (
     CATEGORY,
     SIZE,
@@ -232,6 +233,26 @@ def test_a_late_part_is_not_inspected(line: LineSettings, stream: Stream) -> Non
     with working(line):
         verdict = answered(stream, 1)["1"].verdict
     assert (verdict.reason, verdict.steps) == (Reason.DEADLINE, 0)
+
+
+def test_a_part_whose_gate_passes_meanwhile_is_undecided_though_no_sink_lives(
+    line: LineSettings, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that stood still has its decision refused; the part's answer is the deadline."""
+    deadline_ns = stream.now_ns() + 1_000_000_000
+    stream.admit(replace(entry(stream, 1, good_part(1)), deadline_ns=deadline_ns))
+    send = VerdictWriter._send
+
+    def send_late(writer: VerdictWriter, judged: Sequence[Judged]) -> list[bool]:
+        time.sleep(max(0.0, deadline_ns - stream.now_ns()) / 1e9 + 0.01)
+        return send(writer, judged)
+
+    monkeypatch.setattr(VerdictWriter, "_send", send_late)
+    hasty = line.worker.model_copy(update={"reclaim_idle_ms": 100})
+    with working(line.model_copy(update={"worker": hasty})):
+        verdict = answered(stream, 1)["1"].verdict
+    assert verdict.reason is Reason.DEADLINE
+    assert stream.ledger("left").passed == 0
 
 
 def test_parts_of_a_silent_worker_are_taken_over(line: LineSettings, stream: Stream) -> None:
