@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.contracts import EngineFault
 from engines.gpu.device import Unavailable
-from engines.gpu.faults import refused
+from engines.gpu.faults import old_driver, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Other threads may allocate while one captures; only this thread must not wait meanwhile.
 CAPTURE = "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL"
+LACKING = "is not found"  # what cuda-bindings says of a call that the driver does not have
 
 
 class CudaDriver:
@@ -25,8 +26,13 @@ class CudaDriver:
         self.library = library
 
     def __call__(self, name: str, *arguments: object) -> Any:  # noqa: ANN401 - no types
-        """Raises EngineFault for anything but success."""
-        code, *values = getattr(self.library, name)(*arguments)
+        """Raises EngineFault for anything but success, and RuntimeError without a driver."""
+        try:
+            code, *values = getattr(self.library, name)(*arguments)
+        except RuntimeError as error:
+            if LACKING not in str(error):
+                raise
+            raise old_driver(str(error)) from error
         if code != self.library.CUresult.CUDA_SUCCESS:
             raise refused(name, getattr(code, "name", str(code)))
         return values[0] if len(values) == 1 else tuple(values)

@@ -129,6 +129,28 @@ def test_a_device_lost_in_a_call_is_told_and_left_clean(found: dict[str, Any]) -
     assert found["lost"]["left"] == [0, 0, 0]
 
 
+def test_a_driver_that_lacks_a_call_is_too_old(stub: Path) -> None:
+    """cuda-bindings asks for the newest form of a call, which is a sentence of ours."""
+    pytest.importorskip("cuda.bindings.driver")
+    program = (
+        "from engines.gpu.device_cuda import open_device\n"
+        "device = open_device()\n"
+        "one, stream = device.event(timed=True), device.stream()\n"
+        "one.record(stream)\n"
+        "one.elapsed_ms(one)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"LD_LIBRARY_PATH": str(stub), "STUB_LACKS": "cuEventElapsedTime"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.search(r"EngineFault: the NVIDIA driver is too old \(.*cuEventElapsedTime", last)
+
+
 def test_every_name_of_cuda_bindings_exists() -> None:
     """Each call that is made by name is in the installed library, with as many parameters."""
     library = pytest.importorskip("cuda.bindings.driver")
@@ -216,9 +238,41 @@ def test_an_answer_says_what_happens_next(answer: str, kind: type[EngineFault]) 
         "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
         "operation not permitted when stream is capturing",
         "CUDA_ERROR_INVALID_VALUE",
-        "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+        "operation not supported",
     ],
 )
 def test_a_refused_call_is_no_lost_device(answer: str) -> None:
     """The device is asked again."""
     assert type(refused("call", answer)) is EngineFault
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "mend"),
+    [
+        (
+            "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+            "the provided PTX was compiled with an unsupported toolchain.",
+            "install a newer one",
+        ),
+        (
+            "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
+            "system has unsupported display driver / cuda driver combination",
+            "install a newer one",
+        ),
+        ("CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected", "nvidia-smi must list it"),
+        ("CUDA_ERROR_SYSTEM_NOT_READY", "system not yet initialized", "start nvidia-fabricmanager"),
+        (
+            "CUDA_ERROR_JIT_COMPILER_NOT_FOUND",
+            "PTX JIT compiler library not found",
+            "give a container the capability compute",
+        ),
+    ],
+)
+def test_what_a_new_machine_lacks_is_said_by_either_library(
+    name: str, text: str, mend: str
+) -> None:
+    """cuda-bindings gives the name of an answer, pycuda its text; the sentence is the same."""
+    for answer in (name, f"cuModuleLoadDataEx failed: {text}"):
+        fault = refused("call", answer)
+        assert type(fault) is EngineFault
+        assert mend in str(fault)
