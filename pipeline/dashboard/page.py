@@ -31,6 +31,7 @@ TILES = (  # name, icon, tone
     ("residual", "balance", "pass"),
 )
 COLUMNS = ("camera", "state", "last_frame", "captured", "PASS", "FAIL", "UNDECIDED", "backlog")
+FEW = 4  # cameras that leave room for taller rows
 
 
 class Head:
@@ -137,12 +138,13 @@ class Cameras:
         self._say = say
         region = box("wide").props("tabindex=0 role=region")  # a narrow screen scrolls it
         region.props["aria-label"] = say("cameras")
-        with region, box("cameras", "table"):
+        names = tuple(cameras)
+        with region, box("cameras few" if len(names) <= FEW else "cameras", "table"):
             with box("", "tr"):
                 for name in COLUMNS:
                     with box("", "th").props("scope=col"):
                         ui.label(self._head(name))
-            self._rows = {name: self._row(name) for name in cameras}
+            self._rows = {name: self._row(name) for name in names}
 
     def _row(self, camera: str) -> _Row:
         with box("", "tr"):

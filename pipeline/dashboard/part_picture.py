@@ -11,6 +11,8 @@ from pipeline.dashboard import words
 from pipeline.dashboard.shell import box, button, on_keys, title
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.dashboard.address import Address
     from pipeline.dashboard.desk import Desk
     from pipeline.dashboard.parts import Part
@@ -20,21 +22,23 @@ VIEWS = ("mask", "map", "frame", RECONSTRUCTION)  # the first unless asked other
 SYMBOLS = ("gesture", "gradient", "image", "auto_fix_high")
 
 
-def picture_of(desk: Desk, part: Part, address: Address) -> None:
-    """The picture with its mask or its map, and buttons to choose between them."""
+def picture_of(desk: Desk, part: Part, address: Address, chosen: Callable[[str], object]) -> None:
+    """The picture with its mask or its map, and buttons to choose; ``chosen`` is told which."""
     title(address.say("frame"), "image")
     if not part.picture_png:
         with box("blank"):
             ui.label(address.say("no_picture"))
         return
-    _Views(desk, part, address)
+    _Views(desk, part, address, chosen)
 
 
 class _Views:
     """One picture, drawn in one of four ways; which one is in the address."""
 
-    def __init__(self, desk: Desk, part: Part, address: Address) -> None:
-        self._desk, self._part, self._address = desk, part, address
+    def __init__(
+        self, desk: Desk, part: Part, address: Address, told: Callable[[str], object]
+    ) -> None:
+        self._desk, self._part, self._address, self._told = desk, part, address, told
         say = address.say
         with box("stage"):
             self._image = box("big", "img")
@@ -61,8 +65,9 @@ class _Views:
         if view == self._chosen:
             return
         self._show(view)
-        there = self._address.here(view="" if view == VIEWS[0] else view)
-        ui.navigate.history.replace(there)
+        named = "" if view == VIEWS[0] else view
+        self._told(named)
+        ui.navigate.history.replace(self._address.here(view=named))
 
     def _show(self, view: str) -> None:
         self._chosen = view

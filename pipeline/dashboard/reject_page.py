@@ -33,34 +33,41 @@ def reject_page(desk: Desk, address: Address, stem: str) -> None:
             key = "gone" if stem else "no_parts" if desk.parts.keeps else "no_archive"
             ui.label(address.say(key)).classes("none")
             return
-        _steps(desk, address, part)
+        steps = _Steps(desk, address, part)
         with box("columns"):
             with box("tile"):
-                picture_of(desk, part, address)
+                picture_of(desk, part, address, steps.keep)
             with box("stack"):
                 _judged(desk, part, address.say)
-                _score(desk, part, address.say, is_dark=address.is_dark)
+                score_tile(desk, part, address.say, is_dark=address.is_dark)
             _facts(part, address.say)
 
 
-def _steps(desk: Desk, address: Address, part: Part) -> None:
-    """Newer and older parts, by button and by key."""
-    stems, place, say = desk.parts.stems, desk.parts.place(part.stem), address.say
-    shown = address.get("view")
+class _Steps:
+    """Newer and older parts, by button and by key, looked at as this one is."""
 
-    def go(by: int) -> None:
-        to = (place if place is not None else -1) + by
-        if 0 <= to < len(stems):
-            ui.navigate.to(address.to(f"/reject/{stems[to]}", view=shown))
+    def __init__(self, desk: Desk, address: Address, part: Part) -> None:
+        self._stems, self._place = desk.parts.stems, desk.parts.place(part.stem)
+        self._address, self._view = address, address.get("view")
+        say = address.say
+        with box("bar"):
+            button(say("newer"), "arrow_back").on_click(lambda: self._go(-1))
+            if self._place is not None:
+                ui.label(say("place", place=self._place + 1, count=len(self._stems)))
+            button(say("older"), "arrow_forward").on_click(lambda: self._go(1))
+            ui.link(say("review"), address.to("/review", part=part.stem)).classes("go")
+            ui.label(say("reject_keys")).classes("keys")
+        on_keys({"ArrowLeft": lambda: self._go(-1), "ArrowRight": lambda: self._go(1)})
 
-    with box("bar"):
-        button(say("newer"), "arrow_back").on_click(lambda: go(-1))
-        if place is not None:
-            ui.label(say("place", place=place + 1, count=len(stems)))
-        button(say("older"), "arrow_forward").on_click(lambda: go(1))
-        ui.link(say("review"), address.to("/review", part=part.stem)).classes("go")
-        ui.label(say("reject_keys")).classes("keys")
-    on_keys({"ArrowLeft": lambda: go(-1), "ArrowRight": lambda: go(1)})
+    def keep(self, view: str) -> None:
+        """Look at the next part in this way too."""
+        self._view = view
+
+    def _go(self, by: int) -> None:
+        to = (self._place if self._place is not None else -1) + by
+        if 0 <= to < len(self._stems):
+            there = self._address.to(f"/reject/{self._stems[to]}", view=self._view)
+            ui.navigate.to(there)
 
 
 def _judged(desk: Desk, part: Part, say: Speech) -> None:
@@ -82,7 +89,8 @@ def _judged(desk: Desk, part: Part, say: Speech) -> None:
             ui.label(say("taken_back", **told)).classes("which")
 
 
-def _score(desk: Desk, part: Part, say: Speech, *, is_dark: bool) -> None:
+def score_tile(desk: Desk, part: Part, say: Speech, *, is_dark: bool) -> None:
+    """The part's score against the threshold and against good parts at its plan."""
     found = good_parts(part.verdict, entry_of(desk.calibration(), part.verdict))
     with box("tile"):
         title(say("score"), "bar_chart")

@@ -10,7 +10,7 @@ from nicegui import ui
 from engines.contracts import BadConfig
 from pipeline.dashboard import words
 from pipeline.dashboard.part_picture import picture_of
-from pipeline.dashboard.reject_page import stem_of
+from pipeline.dashboard.reject_page import score_tile, stem_of
 from pipeline.dashboard.shell import box, button, icon, on_keys, page, title
 from pipeline.review import Answer
 from pipeline.telemetry import facts
@@ -118,6 +118,10 @@ class _Review:
         told = {"part": self._stem, "who": self._who.value.strip()}
         return replace(self._address, query={**self._address.query, **told})
 
+    def _keep(self, view: str) -> None:
+        """Look at the next part in this way too."""
+        self._address = replace(self._address, query={**self._address.query, "view": view})
+
     def _look(self) -> None:
         self._count()
         if not self._stem and (stem := self._next()):
@@ -135,9 +139,11 @@ class _Review:
             return
         with box("halves"):
             with box("tile"):
-                picture_of(self._desk, part, self._here())
-            with box("tile"):
-                self._tell(part)
+                picture_of(self._desk, part, self._here(), self._keep)
+            with box("stack"):
+                with box("tile"):
+                    self._tell(part)
+                score_tile(self._desk, part, self._say, is_dark=self._address.is_dark)
 
     def _tell(self, part: Part) -> None:
         verdict, say = part.verdict, self._say

@@ -68,7 +68,7 @@ CATALOGUE: Final[dict[str, tuple[str, str]]] = {
     "none_decided": ("no decided parts in the last minute", "kein Urteil in der letzten Minute"),
     "gate": ("gate {gate} ms", "Weiche {gate} ms"),
     "gate_late": ("{gate}: 1 part in 100 is too late", "{gate}: 1 Teil von 100 kommt zu spät"),
-    "gate_met": ("{gate}: p99 uses {share} % of it", "{gate}: p99 braucht {share} % davon"),
+    "gate_met": ("{gate}: p99 uses {share} % of it", "{gate}: p99 braucht {share} %"),
     "none_yet": ("none yet", "noch keins"),
     "now": ("now", "jetzt"),
     "ago": ("{age} ago", "vor {age}"),

@@ -161,6 +161,12 @@ def test_a_reject_can_be_looked_at_and_stepped_through(line: Running) -> None:
         was = page.url
         page.keyboard.press("ArrowRight")
         page.wait_for_url(lambda url: url != was and "/reject/left/" in url)
+        page.get_by_role("button", name=re.compile("map", re.I)).first.click()
+        page.wait_for_url(lambda url: url.endswith("view=map"))
+        page.locator(".press.chosen", has_text=re.compile("map", re.I)).wait_for()
+        was = page.url
+        page.keyboard.press("ArrowRight")
+        page.wait_for_url(lambda url: url != was and url.endswith("view=map"))
         page.goto(f"{line.address}/reject?lang=de", wait_until="commit")
         page.get_by_text("Werte je").or_(page.get_by_text("Zeiten je Stufe")).wait_for()
 
@@ -186,3 +192,24 @@ def test_a_reject_is_on_the_page_within_a_second_of_its_verdict(line: Running) -
     print(f"from verdict to page: {[round(delay) for delay in delays]} ms")
     assert len(delays) >= 3
     assert np.median(delays) <= 1000
+
+
+@NEEDS_BROWSER
+def test_no_picture_stands_by_the_words_of_another_part(line: Running) -> None:
+    """A place that another part takes shows nothing until that part's own picture is there."""
+    with visiting() as page:
+        page.goto(line.address, wait_until="commit")
+        page.locator("a.reject img").first.wait_for()
+        page.evaluate(
+            "() => { for (const i of document.querySelectorAll('a.reject img'))"
+            " i.held = i.getAttribute('src'); }"
+        )
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('a.reject img')].some("
+            "i => i.getAttribute('src') && !i.held)"
+        )
+        kept = page.evaluate(
+            "() => [...document.querySelectorAll('a.reject img')].filter(i => i.held)"
+            ".map(i => [i.held, i.getAttribute('src')])"
+        )
+    assert all(held == shown for held, shown in kept)
