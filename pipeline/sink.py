@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 
 from pipeline.acted import Acted
+from pipeline.alone import alone
 from pipeline.config import LineSettings
 from pipeline.gate import GateKeeper
 from pipeline.heap import return_large_blocks
@@ -31,19 +32,21 @@ READ_MAX = 32  # verdicts per camera and read
 BLOCK_MS = 50  # the reject signal's heartbeat is renewed in between
 TRIM_S = 1.0
 KEPT = 256  # verdicts left in the stream for those who look on
+TWICE = "another sink of line {line} runs: two would act on a verdict twice; stop that one first"
 
 
 def run_sink(settings: LineSettings, stop: threading.Event) -> None:
     """Act on verdicts until ``stop`` is set and none is left; keeps the gate all the while.
 
     Raises StreamLost where there is no server at the start or the end, BadConfig for outputs that
-    have no place.
+    have no place and where another sink of this line runs.
     """
     return_large_blocks()
     url, namespace = settings.redis.address(ROLE), settings.redis.namespace
     gates_ms = {camera.name: camera.gate_ms for camera in settings.cameras}
     keeping = (settings.camera_names, settings.sinks.margin_ms, gates_ms)
     with (
+        alone(settings.run_dir / "sink.lock", TWICE.format(line=settings.line)),
         reporting(ROLE, settings),
         open_stream(url, namespace) as stream,
         closing(Pulse(url, namespace)) as pulse,

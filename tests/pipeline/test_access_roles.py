@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from redis import Redis, exceptions
 
-from engines.contracts import BadConfig, Reason
+from engines.contracts import BadConfig, Decision, Reason
 from pipeline.access.credentials import USERS, role_address
 from pipeline.access.roles import ROLES, user_of, users_acl
 from pipeline.server import embedded_server
@@ -222,7 +222,8 @@ def test_every_role_does_its_work(place: Place) -> None:
         assert inspect.open_frame(again[0].frame_id)
         verdict = undecided(frame(1, epoch), Reason.ENGINE_FAULT, 4)
         assert not inspect.answer(mine[0], "one", verdict)
-        assert inspect.answer(again[0], "two", verdict)
+        passed = verdict.model_copy(update={"decision": Decision.PASS, "reason": None})
+        assert inspect.answer(again[0], "two", passed)
         bad = undecided(frame(2, epoch), Reason.BAD_FRAME, 4)
         assert inspect.quarantine(again[1], "two", bad)
         assert len(sink.heads(sink.deadlines({CAMERA: 2**62}))) == 2

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from engines.contracts import Decision, Reason, StreamLost, Verdict
+from engines.contracts import BadConfig, Decision, Reason, StreamLost, Verdict
 from pipeline.acted import REMEMBERED, Acted
 from pipeline.config import LineSettings
 from pipeline.server import embedded_server
@@ -118,6 +118,19 @@ def test_a_stopped_sink_reads_to_the_end_first(
     run_sink(line, stop)
     assert len(written(line)) == 150
     assert not stream.read_verdicts(["left"], "sink:tiny", "sink", 10, 10)
+
+
+def test_a_line_has_one_sink(
+    tmp_path: Path, redis_url: str, namespace: str, stream: Stream
+) -> None:
+    """A second one is refused before it has read anything; the first one goes on."""
+    line = line_of(tmp_path, redis_url, namespace)
+    with sinking(line):
+        wait_for((line.run_dir / "reject.json").exists)
+        with pytest.raises(BadConfig, match="another sink of line tiny"):
+            run_sink(line, threading.Event())
+        stream.refuse(undecided(1))
+        wait_for(lambda: written(line) == ["left/1-1"])
 
 
 def test_a_frame_answered_twice_is_acted_on_once(tmp_path: Path) -> None:
