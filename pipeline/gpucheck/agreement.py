@@ -8,10 +8,9 @@ from engines.gpu.precision import EIGHT_BITS
 from engines.parity import EPSILON, compare, open_reference
 from engines.parity_set import has_frames
 from pipeline.bench.report import Result
-from pipeline.gpucheck.bundles import TIMED, frames_of, tried
+from pipeline.gpucheck.bundles import TENSORRT, TIMED, frames_of, tried
 from pipeline.gpucheck.outcome import Asked, Found, NotHere
 
-TENSORRT = "tensorrt"
 EXACT = "f32"  # an engine in less may disagree: it is then not used, which is no fault
 
 
@@ -43,7 +42,7 @@ def agree(backend: str, precision: str, asked: Asked) -> Found:
     results: list[Result] = []
     facts: dict[str, str] = {}
     failed = []
-    for name, bundle in tried(asked, without=TIMED, built=precision):
+    for name, bundle in tried(asked, without=TIMED, engine=(backend, precision)):
         images, categories = frames_of(bundle)
         with (
             open_backend(bundle, backend, precision) as ours,

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engines.backend import engine_cache
-from engines.bundle import Bundle, open_bundle
+from engines.bundle import GRAPHS, Bundle, open_bundle
 from engines.contracts import UInt8
-from engines.gpu.engine_file import engine_folder
-from engines.gpu.precision import EIGHT_BITS
+from engines.gpu.engine_file import engine_folder, key_path
 from engines.parity_set import has_frames, load_frames
-from pipeline.gpucheck.outcome import Asked, Found
+from pipeline.gpucheck.outcome import Asked, Found, NotHere
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 DEMO = Path("configs/bundles/demo")
-MADE = "bundles"
+MADE, TENSORRT = "bundles", "tensorrt"
 HUGE, TIMED = ("full",), ("balanced", "full")  # minutes a pass on a CPU; random and unfitted
 
 
@@ -33,21 +32,26 @@ def make(name: str, asked: Asked) -> Found:
 
 
 def tried(
-    asked: Asked, without: Sequence[str] = (), built: str = ""
+    asked: Asked, without: Sequence[str] = (), engine: tuple[str, str] | None = None
 ) -> Iterator[tuple[str, Bundle]]:
     """Every bundle by the name that results carry: the demo, then the given or the made ones.
 
-    ``built``: a precision; where that is eight bits, only bundles whose engines the gate let be.
+    ``engine``: backend and precision; of TensorRT only bundles whose engines were built, since why
+    others were not is told where that was tried. NotHere where there is none.
     """
     places = asked.bundles or sorted((asked.out / MADE).glob("[!.]*"))
+    count = 0
     for place in (DEMO, *places):
         if place == DEMO and not place.exists():
             continue  # started elsewhere than in the repository
         if place.stem in without:
             continue
         bundle = open_bundle(place)
-        if built not in EIGHT_BITS or engine_folder(engine_cache(bundle), built).is_dir():
+        if engine is None or engine[0] != TENSORRT or _is_built(bundle, engine[1]):
+            count += 1
             yield place.stem, bundle
+    if engine is not None and not count:
+        raise NotHere(f"no bundle to try has an engine {':'.join(engine)}")
 
 
 def frames_of(bundle: Bundle) -> tuple[UInt8, Sequence[str]]:
@@ -60,3 +64,9 @@ def frames_of(bundle: Bundle) -> tuple[UInt8, Sequence[str]]:
     size, names = bundle.manifest.image_size, bundle.manifest.categories
     images: UInt8 = np.asarray(pictures(PARITY, size, seed=99))
     return images, [names[row % len(names)] for row in range(PARITY)]
+
+
+def _is_built(bundle: Bundle, precision: str) -> bool:
+    """Whether all engines are there; a build that was ended on the way leaves some."""
+    folder = engine_folder(engine_cache(bundle), precision)
+    return all(key_path(folder, graph).exists() for graph in GRAPHS)

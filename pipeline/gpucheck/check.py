@@ -54,10 +54,11 @@ def _outcome(name: str, part: Part, asked: Asked, before: Sequence[Outcome]) -> 
 
 def _reason_against(part: Part, asked: Asked, before: Sequence[Outcome]) -> str | None:
     """Why a part need not be tried."""
-    lacking = {outcome.part for outcome in before if outcome.state is not State.DONE}
-    if part.needs_gpu and GPU in lacking:
+    ended = {outcome.part: outcome.state for outcome in before}
+    if part.needs_gpu and ended.get(GPU, State.DONE) is not State.DONE:
         return "there is no GPU to try it on"
-    if part.needs in lacking:
+    # A build that failed at one bundle, or took too long, left the engines of others.
+    if ended.get(part.needs) is State.NOT_HERE:
         return f"it needs {part.needs}, which is not there"
     if part.makes_specimens and asked.bundles:
         return "bundles were given"

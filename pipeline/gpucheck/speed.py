@@ -28,7 +28,7 @@ STATIC = "run-to-completion, rows leave as they end"
 def speed(backend: str, precision: str, asked: Asked) -> Found:
     """Frames per second and latency of whole passes at the deepest plan, by batch size."""
     results: list[Result] = []
-    for name, bundle in tried(asked, built=precision):
+    for name, bundle in tried(asked, engine=(backend, precision)):
         with open_backend(bundle, backend, precision, max(asked.batches)) as engine:
             results += passes(name, bundle, engine, asked)
     return Found(_best(results), tuple(results))
@@ -55,7 +55,7 @@ def passes(name: str, bundle: Bundle, engine: BatchedBackend, asked: Asked) -> I
 def in_flight(backend: str, precision: str, asked: Asked) -> Found:
     """Frames per second at saturation where depths differ, against whole batches."""
     results: list[Result] = []
-    for name, bundle in tried(asked, without=HUGE, built=precision):
+    for name, bundle in tried(asked, without=HUGE, engine=(backend, precision)):
         with open_backend(bundle, backend, precision, 2 * max(asked.batches)) as engine:
             for batch in asked.batches:
                 frames = max(asked.frames, TURNS * batch)

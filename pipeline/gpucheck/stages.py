@@ -62,7 +62,7 @@ def stages(backend: str, precision: str, asked: Asked) -> Found:
 
     roof = measured_roof("f32" if precision == "f32" else "bf16")
     results: list[Result] = []
-    for name, bundle in tried(asked, built=precision):
+    for name, bundle in tried(asked, engine=(backend, precision)):
         with open_backend(bundle, backend, precision, max(asked.batches)) as engine:
             timed = engine if isinstance(engine, Staged) else Rehearsed(engine)
             results += profiled(name, bundle, timed, roof, asked)

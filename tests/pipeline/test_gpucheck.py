@@ -15,12 +15,21 @@ import pytest
 
 from engines.backend import engine_cache, open_backend
 from engines.backend_torch_device import TorchDeviceBackend
-from engines.bundle import open_bundle
+from engines.bundle import GRAPHS, open_bundle
 from engines.contracts import BadConfig, BadData, EngineFault, ParityError
 from engines.export import load_method
 from engines.roof import Roof
 from pipeline.bench.report import Result
-from pipeline.gpucheck import Asked, NotHere, Outcome, State, agreement, check, run_gpu_check
+from pipeline.gpucheck import (
+    Asked,
+    NotHere,
+    Outcome,
+    State,
+    agreement,
+    bundles,
+    check,
+    run_gpu_check,
+)
 from pipeline.gpucheck.__main__ import run_part
 from pipeline.gpucheck.bundles import tried
 from pipeline.gpucheck.isolation import run_command
@@ -252,15 +261,19 @@ def test_a_backend_without_events_is_timed_by_the_host(asked: Asked) -> None:
 def test_an_engine_that_was_not_built_is_not_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What needs TensorRT's engines says that they are not there; the rest runs."""
+    """What needs TensorRT's engines says that they are not there; the rest runs.
+
+    A build that failed at one bundle left the engines of others, which are tried.
+    """
 
     def isolated(part: str, limit_s: float, _: Asked) -> Outcome:
-        state = State.NOT_HERE if part.startswith("engines:") else State.DONE
-        return Outcome(part, state, "told", limit_s)
+        ends = {"engines:fp16": State.NOT_HERE, "engines:bf16": State.FAILED}
+        return Outcome(part, ends.get(part, State.DONE), "told", limit_s)
 
     monkeypatch.setattr(check, "run_isolated", isolated)
     outcomes = {outcome.part: outcome for outcome in run_gpu_check(Asked(tmp_path))}
     assert outcomes["speed:torch-cuda:bf16"].state is State.DONE
+    assert outcomes["speed:tensorrt:bf16"].state is State.DONE
     assert outcomes["speed:tensorrt:fp16"].state is State.NOT_HERE
     assert outcomes["speed:tensorrt:fp16"].sentence == "it needs engines:fp16, which is not there"
 
@@ -291,14 +304,23 @@ def test_a_bundle_for_which_eight_bits_are_too_few_is_no_fault(
         agreement.build("int8", asked)
 
 
-def test_only_what_was_built_in_eight_bits_is_tried_in_them(asked: Asked) -> None:
-    """Other precisions are tried on every bundle, whose missing engines are then a fault."""
+def test_only_what_was_built_is_tried(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines of all three graphs; why others have none is told by the part that builds."""
     place = shutil.copytree(ROOT / "configs/bundles/demo", asked.out / "given" / "mine")
     given = Asked(asked.out, (place,))
-    assert "mine" in dict(tried(given, built="fp16"))
-    assert "mine" not in dict(tried(given, built="int8"))
-    (engine_cache(open_bundle(place)) / "tensorrt-int8").mkdir(parents=True)
-    assert "mine" in dict(tried(given, built="int8"))
+    monkeypatch.setattr(bundles, "DEMO", asked.out / "nowhere")
+    assert "mine" in dict(tried(given))
+    assert "mine" in dict(tried(given, engine=("torch-cuda", "f32")))
+    with pytest.raises(NotHere, match="no bundle to try has an engine tensorrt:fp16"):
+        list(tried(given, engine=("tensorrt", "fp16")))
+    built = engine_cache(open_bundle(place)) / "tensorrt-fp16"
+    built.mkdir(parents=True)
+    for graph in GRAPHS:
+        assert not (built / "finish.json").exists()
+        with pytest.raises(NotHere):
+            list(tried(given, engine=("tensorrt", "fp16")))
+        (built / f"{graph}.json").touch()
+    assert "mine" in dict(tried(given, engine=("tensorrt", "fp16")))
 
 
 def test_a_report_is_named_by_its_gpu(asked: Asked) -> None:
