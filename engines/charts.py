@@ -7,6 +7,7 @@ and solid; defects are orange, hatched and dashed, so the charts also read in gr
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which the colour-blind tell apart.
 GOOD: dict[str, Any] = {"facecolor": "#0072B2", "edgecolor": "#004c77"}
 DEFECT: dict[str, Any] = {"facecolor": "#E69F00", "edgecolor": "#7a4100", "hatch": "////"}
-IMAGE, PIXEL, INK, FAINT = "#0072B2", "#D55E00", "#222222", "#8c8c8c"
+IMAGE, PIXEL, INK, SOFT, FAINT = "#0072B2", "#D55E00", "#222222", "#555555", "#8c8c8c"
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -52,6 +53,7 @@ SURPRISE = "surprise: −log10 of the share of good parts that score higher (squ
 TICKS = [0.5, *(digit * 10.0**power for power in range(9) for digit in (1, 2, 5))]
 DEPTH_BINS = 12  # more different levels than this share bars
 DPI = 110
+SMALL_PER_INCH, SMALL_INCHES = 18.5, 0.125  # letters of the small print, and one of its lines
 
 
 def draw_charts(
@@ -60,10 +62,13 @@ def draw_charts(
     measured: Sequence[Measured],
     row: CategoryRow,
     size_hw: tuple[int, int],
+    *,
+    origin: str,
 ) -> None:
     """Write ``CATEGORY_scores.png``, ``_depth.png`` and ``_curves.png`` into ``folder``.
 
     ``measured`` are images with evidence; without both good and defective ones there are no curves.
+    ``origin``: what was measured, which stands below each chart.
     """
     with rc_context(STYLE):  # type: ignore[arg-type]
         figures = {
@@ -73,7 +78,16 @@ def draw_charts(
         if row.image_auroc is not None:
             figures["curves"] = curve_figure(category, measured, row, size_hw)
         for name, figure in figures.items():
+            sign(figure, origin)
             figure.savefig(folder / f"{category}_{name}.png", dpi=DPI)
+
+
+def sign(figure: Figure, origin: str) -> None:
+    """Write below a chart what was measured; it grows by what that takes."""
+    width, height = figure.get_size_inches()
+    lines = wrap(origin, int(width * SMALL_PER_INCH))
+    figure.set_size_inches(width, height + SMALL_INCHES * len(lines))
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", size=7, color=SOFT)
 
 
 def score_figure(category: str, measured: Sequence[Measured]) -> Figure:
@@ -103,7 +117,7 @@ def score_figure(category: str, measured: Sequence[Measured]) -> Figure:
         axes.hist(ranks, edges.tolist(), alpha=0.75, label=label, **look)
     axes.set(ylabel="images")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
     return figure
 
 

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from engines.contracts import ADAPTIVE, BadData, Decision, Finding
-from engines.dataset import Item, load_model_input, load_truth, named_categories, test_items
+from engines.dataset import (
+    Item,
+    load_model_input,
+    load_truth,
+    mixed_sizes,
+    named_categories,
+    test_items,
+)
 from engines.inspector import Inspector, Part, inspect_all
 from engines.mosaic import Mosaic
 from engines.plots import artist
@@ -26,7 +33,7 @@ from engines.scheduler import Policy, Scheduler
 from engines.tables import Measured, Number, Table, markdown_of, table_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from engines.bundle import Bundle
     from engines.calibration import Calibration
@@ -63,15 +70,28 @@ class Evaluation(Table):
     backend: str
     calibration_id: str | None
     ranked_by: str  # "surprise" or "anomaly_score"
-    note: str  # why, where it is not surprise
+    note: str  # why, where it is not surprise; and which images were stretched
+    substitutions: tuple[str, ...] = ()  # where the bundle is not its paper's method
     plans: dict[int, Table]  # the same with one plan forced on every image, or (-1) none on any
     scores: list[Score]
 
 
 def to_markdown(evaluation: Evaluation) -> str:
-    """The table for a README, and under it the note where the evaluation has one."""
-    table = markdown_of(evaluation)
-    return f"{table}\n\n{evaluation.note}" if evaluation.note else table
+    """The table for a README, and under it what it is of and the note where there is one."""
+    parts = [markdown_of(evaluation), origin(evaluation), evaluation.note]
+    return "\n\n".join(filter(None, parts))
+
+
+def origin(evaluation: Evaluation) -> str:
+    """What was measured, in one sentence that goes wherever its numbers go."""
+    return _origin(
+        evaluation.method, evaluation.bundle_id, evaluation.backend, evaluation.substitutions
+    )
+
+
+def _origin(method: str, bundle_id: str, backend: str, substitutions: Sequence[str]) -> str:
+    named = f"substitutions: {'; '.join(substitutions)}" if substitutions else "as published"
+    return f"{method} (bundle {bundle_id}, {backend}), {named}."
 
 
 def evaluate(
@@ -116,7 +136,9 @@ def evaluate_on(
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """As ``evaluate``, on a backend that is open already."""
-    draw = artist(plot) if plot else None
+    known_as = (bundle.manifest.method, bundle.bundle_id, backend.key)
+    substitutions = bundle.manifest.substitutions
+    draw = artist(plot, _origin(*known_as, substitutions)) if plot else None
     size = bundle.frame_size
     tests = _tests(data_root, categories, size)
     calibrations = {name: _usable_calibration(bundle, backend, name) for name in tests}
@@ -149,7 +171,8 @@ def evaluate_on(
         backend=backend.key,
         calibration_id=known.calibration_id if known else None,
         ranked_by="surprise" if known else "anomaly_score",
-        note=_note(bare, backend.key, deepest),
+        note=" ".join(filter(None, [_note(bare, backend.key, deepest), *_stretched(tests, size)])),
+        substitutions=substitutions,
         categories=table.categories,
         mean=table.mean,
         plans={plan: table_of(measure(plan, plan), size) for plan in plans or []},
@@ -174,7 +197,12 @@ def _note(bare: Sequence[str], backend_key: str, plan: int) -> str:
     """Why these categories are ranked by their raw score; empty where none is."""
     if not bare:
         return ""
-    return f"not calibrated for {backend_key}: {', '.join(bare)}; there plan {plan} is forced"
+    return f"not calibrated for {backend_key}: {', '.join(bare)}; there plan {plan} is forced."
+
+
+def _stretched(tests: Mapping[str, Test], size: tuple[int, int]) -> list[str]:
+    """A sentence for each category whose images differ in size."""
+    return [told for test in tests.values() if (told := mixed_sizes([i for i, _, _ in test], size))]
 
 
 def _severities(data_root: Path) -> dict[str, float]:

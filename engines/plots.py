@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import unicodedata
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import cv2
@@ -24,11 +26,16 @@ if TYPE_CHECKING:
 ROWS_MAX = 16
 GAP = 4
 TRUTH_RGB = (64, 255, 64)
-GOOD_RGB, DEFECT_RGB = (60, 140, 60), (210, 60, 40)
+GOOD_RGB, DEFECT_RGB, INK_RGB = (40, 120, 40), (200, 40, 30), (34, 34, 34)
+LEGEND = "test image | anomaly map, one scale for all | mask (red) and truth (green)"
+LETTER = 0.45  # width of a letter, of the height of a line
 
 
-def artist(folder: Path) -> Draw:
-    """What draws a category into ``folder``; raises BadConfig, before any work, where it cannot."""
+def artist(folder: Path, origin: str) -> Draw:
+    """What draws a category into ``folder``; raises BadConfig, before any work, where it cannot.
+
+    ``origin``: what was measured; every picture says it.
+    """
     try:
         from engines.charts import draw_charts
     except ModuleNotFoundError as error:
@@ -46,22 +53,30 @@ def artist(folder: Path) -> Draw:
     ) -> None:
         seen = [one for one in measured if math.isfinite(one.rank)]
         if seen:
-            draw_sheet(folder, category, seen, size_hw)
-            draw_charts(folder, category, seen, row, size_hw)
+            draw_sheet(folder, category, seen, size_hw, origin)
+            draw_charts(folder, category, seen, row, size_hw, origin=origin)
 
     return draw
 
 
 def draw_sheet(
-    folder: Path, category: str, seen: Sequence[Measured], size_hw: tuple[int, int]
+    folder: Path, category: str, seen: Sequence[Measured], size_hw: tuple[int, int], origin: str
 ) -> None:
     """Write the contact sheet ``CATEGORY.png`` of images with evidence into ``folder``."""
     sheet = contact_sheet(_telling(seen), size_hw)
-    (folder / f"{category}.png").write_bytes(encode_png(sheet))
+    width, unit = sheet.shape[1], line_px(size_hw)
+    fitting = max(int(width / unit / LETTER), 20)  # letters of a line
+    head, foot = (
+        text_band(wrap(_ascii(said), fitting), width, unit)
+        for said in (f"{category}: {LEGEND}", origin)
+    )
+    (folder / f"{category}.png").write_bytes(encode_png(np.concatenate([head, sheet, foot])))
 
 
 def contact_sheet(measured: Sequence[Measured], size_hw: tuple[int, int]) -> UInt8:
     """Input, anomaly map, and mask (red) against truth (green outline), two images to a row.
+
+    Above each image stands what it is, what it got and what was decided.
 
     All maps share one colour scale, from their median to their greatest value.
     """
@@ -98,13 +113,17 @@ def _row(
     marked = overlay(image, mask)
     if one.truth is not None:
         marked = _outlined(marked, one.truth)
-    picture = image.copy()
-    _write(
-        picture, f"{one.item.defect} {one.rank:.3g}", (4, 12), DEFECT_RGB if failed else GOOD_RGB
-    )
     gap = np.full((size_hw[0], GAP, 3), 255, np.uint8)
-    row = np.concatenate([picture, gap, heat.astype(np.uint8), gap, marked], axis=1)
-    return np.concatenate([row, np.full((GAP, row.shape[1], 3), 255, np.uint8)])
+    row = np.concatenate([image, gap, heat.astype(np.uint8), gap, marked], axis=1)
+    colour = INK_RGB if one.judgement is None else DEFECT_RGB if failed else GOOD_RGB
+    return np.concatenate([text_band([_told(one)], row.shape[1], line_px(size_hw), colour), row])
+
+
+def _told(one: Measured) -> str:
+    """What a test image is, what it got, what was decided."""
+    if one.judgement is None:
+        return f"{one.item.defect}: raw score {one.rank:.3g}"
+    return f"{one.item.defect}: surprise {one.rank:.3g}, {one.judgement.decision}"
 
 
 def _outlined(image: UInt8, truth: Mask) -> UInt8:
@@ -113,7 +132,30 @@ def _outlined(image: UInt8, truth: Mask) -> UInt8:
     return image
 
 
-def _write(image: UInt8, text: str, at: tuple[int, int], colour: tuple[int, int, int]) -> None:
-    """Text on a white rim, so that it reads on any part."""
-    for ink, width in (((255, 255, 255), 3), (colour, 1)):
-        cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, ink, width, cv2.LINE_AA)
+def line_px(size_hw: tuple[int, int]) -> int:
+    """How high a line of text is that reads well beside pictures of a size."""
+    return max(16, round(size_hw[1] / 16))
+
+
+def text_band(
+    lines: Sequence[str], width: int, unit: int, colour: tuple[int, int, int] = INK_RGB
+) -> UInt8:
+    """Lines of text on white, ``unit`` pixels high each, [len(lines) * unit, width, 3]."""
+    band = np.full((unit * len(lines), width, 3), 255, np.uint8)
+    scale, thick = unit * 0.026, max(1, unit // 16)
+    for number, text in enumerate(lines):
+        at = (GAP, round((number + 0.72) * unit))
+        cv2.putText(
+            band, _ascii(text), at, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thick, cv2.LINE_AA
+        )
+    return band
+
+
+def _ascii(text: str) -> str:
+    """Letters that the font of contact sheets has; what it lacks becomes the nearest or "?"."""
+    plain = unicodedata.normalize("NFKD", text)
+    return (
+        "".join(c for c in plain if not unicodedata.combining(c))
+        .encode("ascii", "replace")
+        .decode()
+    )

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from engines.calibration import Judgement
-from engines.charts import curve_figure, depth_figure, draw_charts, score_figure
+from engines.charts import curve_figure, depth_figure, draw_charts, score_figure, sign
 from engines.contracts import Decision, Finding
 from engines.dataset import GOOD, Item
 from engines.images import read_image
@@ -146,13 +146,28 @@ def test_without_masks_there_are_no_curves_of_pixels(measured: list[Measured]) -
     assert not [told for told in legend(roc) if "pixels" in told]
 
 
+def test_a_chart_says_what_was_measured(measured: list[Measured]) -> None:
+    """Every word of it stands below, in lines that are not wider than the chart."""
+    figure = score_figure("nut", measured)
+    before = figure.get_size_inches()
+    told = f"DRDC-style (bundle 1), substitutions: {'; '.join(['a denoiser of size tiny'] * 20)}."
+    sign(figure, told)
+    figure.draw_without_rendering()
+    (written,) = (text for text in figure.texts if text.get_text().startswith("DRDC-style"))
+    assert written.get_text().split() == told.split()
+    assert figure.get_size_inches()[0] == before[0]
+    assert written.get_window_extent().width < figure.bbox.width
+    assert written.get_window_extent().y0 >= 0
+
+
 @pytest.mark.parametrize("kept", [GOOD, "dent", ""])
 def test_charts_are_written_for_whatever_there_is(
     measured: list[Measured], kept: str, tmp_path: Path
 ) -> None:
     """With one class only, or a single image of each, nothing fails; curves need both."""
     shown = [m for m in measured if m.item.defect == kept] or measured[3:5]
-    draw_charts(tmp_path, "nut", shown, category_row(shown, SIZE), SIZE)
+    row = category_row(shown, SIZE)
+    draw_charts(tmp_path, "nut", shown, row, SIZE, origin="GLAD, as published.")
     kinds = {"scores", "depth"} | (set() if kept else {"curves"})
     assert {path.stem for path in tmp_path.iterdir()} == {f"nut_{kind}" for kind in kinds}
     for path in tmp_path.iterdir():

@@ -22,9 +22,10 @@ from engines.contracts import (
     Rows,
     UInt8,
 )
-from engines.evaluation import Evaluation, evaluate_on, to_markdown
+from engines.evaluation import Evaluation, evaluate_on, origin, to_markdown
 from engines.images import decode_image, encode_png
 from engines.metrics import ranking_metrics
+from engines.plots import line_px
 from engines.tables import Row, mean_row
 from engines.tiles import Tiling
 
@@ -37,6 +38,7 @@ KEY = "numpy:f32"
 SIZE = 32
 CELL = 4
 BRIGHT = 40  # above this a part takes the deeper plan
+SUBSTITUTED = ("no network", "a toy")
 
 
 class Brightness:
@@ -141,6 +143,7 @@ def bundle_of(calibration: Calibration | None = None) -> Bundle:
             image_size=(SIZE, SIZE),
             steps_min=0,
             steps_unit=1,
+            substitutions=SUBSTITUTED,
         ),
         category_id=lambda name: [*known, name].index(name),
         category_name=lambda name: name if name in known else "unknown",
@@ -261,7 +264,13 @@ def test_unequal_image_sizes_are_measured_at_the_input_size(bundle: Bundle, tmp_
     for path in tmp_path.rglob("0001*.png"):
         picture = decode_image(path.read_bytes())
         path.write_bytes(encode_png(picture.repeat(2, axis=0).repeat(2, axis=1)))
-    assert evaluate_on(bundle, Brightness(), tmp_path).mean == small.mean
+    mixed = evaluate_on(bundle, Brightness(), tmp_path)
+    assert mixed.mean == small.mean
+    assert not small.note
+    assert mixed.note == (
+        f"'disc' has images of 2 sizes, {SIZE}x{SIZE} to {2 * SIZE}x{2 * SIZE}: "
+        f"each is stretched to {SIZE}x{SIZE}."
+    )
 
 
 def test_simulator_truth_gives_a_row_per_severity(bundle: Bundle, tmp_path: Path) -> None:
@@ -288,24 +297,39 @@ def test_progress_reaches_its_total(bundle: Bundle, folder: Path) -> None:
 
 
 def test_pictures_are_drawn_for_each_category(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
-    """A contact sheet, two images with map and mask to a row, and three charts per category."""
+    """A contact sheet, two images with map and mask to a row, and three charts per category.
+
+    Lines of text stand above each image, at the head and at the foot of a sheet.
+    """
     evaluate_on(bundle, Brightness(), folder, plot=tmp_path / "plots")
     names = {path.name for path in (tmp_path / "plots").iterdir()}
     kinds = ("", "_scores", "_depth", "_curves")
     assert names == {f"{name}{kind}.png" for name in ("board", "disc") for kind in kinds}
     sheet = decode_image((tmp_path / "plots" / "board.png").read_bytes())
     assert sheet.shape[1] == 2 * (3 * SIZE + 8) + 12
-    assert sheet.shape[0] % (SIZE + 4) == 0
+    line = line_px((SIZE, SIZE))
+    assert sheet.shape[0] >= 8 * (line + SIZE) + 2 * line
+    assert sheet[:line].min() < 100
+    assert sheet[-line:].min() < 100
 
 
 def test_the_table_has_a_line_per_category_and_the_mean(evaluation: Evaluation) -> None:
     """Markdown for the README, a dash where a metric does not exist."""
     lines = to_markdown(evaluation).splitlines()
-    assert len(lines) == 2 + 2 + 1
+    assert len(lines) == 2 + 2 + 1 + 2
     assert lines[0].startswith("| category | I-AUROC |")
     assert lines[3].startswith("| disc | 1.000 ± .000 | 1.000 | 1.000 | – | – | – | – |")
-    assert {line.count("|") for line in lines} == {13}
+    assert {line.count("|") for line in lines[:5]} == {13}
     assert lines[3].endswith("| 1.5 | 2.0 | 3.8 | 4.0 |")  # calls and levels
+    assert (
+        lines[-1] == f"brightness (bundle 0123456789ab, {KEY}), substitutions: no network; a toy."
+    )
+
+
+def test_what_is_as_published_says_so(evaluation: Evaluation) -> None:
+    """Substitutions go wherever the numbers go; without any, that is said."""
+    assert evaluation.substitutions == SUBSTITUTED
+    assert origin(evaluation.model_copy(update={"substitutions": ()})).endswith("), as published.")
 
 
 def test_the_error_of_the_mean_is_that_of_independent_categories() -> None:
