@@ -41,9 +41,11 @@ def inked(options: Any, is_dark: bool) -> Any:  # noqa: ANN401 - a tree of JSON
             return options
 
 
-def _axis(**more: object) -> dict[str, Any]:
+def _axis(*, has_ends: bool = True, **more: object) -> dict[str, Any]:
+    """An axis; without its ends where these are no round numbers or would not fit."""
+    ends = {} if has_ends else {"showMinLabel": False, "showMaxLabel": False}
     axis = {
-        "axisLabel": {"color": INK, "fontSize": 15, "hideOverlap": True},
+        "axisLabel": {"color": INK, "fontSize": 15, "hideOverlap": True, **ends},
         "axisLine": {"lineStyle": {"color": GRID}},
         "axisTick": {"show": False},
         "splitLine": {"lineStyle": {"color": GRID}},
@@ -84,7 +86,7 @@ def rate_options(rates: Sequence[RatePoint]) -> dict[str, Any]:
         "grid": {"left": 6, "right": 14, "top": 34, "bottom": 4, "containLabel": True},
         "legend": {"top": 0, "right": 8, "textStyle": {"color": INK, "fontSize": 15}},
         "tooltip": {"trigger": "axis"},
-        "xAxis": _axis(type="time", splitLine={"show": False}, splitNumber=4),
+        "xAxis": _axis(type="time", splitLine={"show": False}, splitNumber=4, has_ends=False),
         "yAxis": _axis(type="value", splitNumber=3),
         "series": [_band(name, points) for name, points in bands.items()],
     }
@@ -107,17 +109,18 @@ def _band(name: str, points: Sequence[tuple[int, float]]) -> dict[str, Any]:
 def score_options(found: GoodParts, say: Speech) -> dict[str, Any]:
     """Good parts over the raw score; the threshold and the part stand in it as lines with words."""
     middles = [(a + b) / 2 for a, b in pairwise(found.edges)]
-    marks = []
-    if found.limit is not None:
-        marks.append(_mark(found.limit, say("threshold"), COLOURS["FAIL"], "dashed"))
+    marks = []  # dashes last, so that both are seen where they meet
     if found.score is not None:
         at = found.edges[-2] if found.is_beyond else found.score
         marks.append(_mark(at, say("this_part"), "#5a9cf0", "solid"))
+    if found.limit is not None:
+        marks.append(_mark(found.limit, say("threshold"), COLOURS["FAIL"], "dashed"))
     return {
         "animation": False,
         "grid": {"left": 6, "right": 46, "top": 48, "bottom": 26, "containLabel": True},
         "xAxis": _axis(
             type="value",
+            has_ends=False,
             min=found.edges[0],
             max=found.edges[-1],
             name=say("score_axis"),
@@ -190,8 +193,8 @@ def flip_options(
                     "symbol": "none",
                     "silent": True,
                     "data": [
-                        _mark(old, say("now_is"), INK, "dashed"),
                         _mark(new, say("new_threshold"), COLOURS["FAIL"], "solid"),
+                        _mark(old, say("now_is"), INK, "dashed"),
                     ],
                 },
             }
