@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,9 @@ from pipeline.config import LineSettings, load_line
 from pipeline.stream import Ledger, open_stream
 from pipeline.takes import run_watched
 from tests.tiny_line import write_line, write_parts
+from tests.waiting import wait_for
 
-FRAMES = 40
-PATIENCE_S = 30.0
+FRAMES = 100
 
 
 @dataclass
@@ -41,12 +39,12 @@ class Loss:
 
     def _run(self) -> None:
         folder, record = self.settings.run_dir / "redis", self.settings.run_dir / "verdicts.jsonl"
-        _wait_for(lambda: record.exists() and len(_lines(record)) >= FRAMES // 4)
+        wait_for(lambda: record.exists() and len(_lines(record)) >= FRAMES // 4)
         sink = _process("sink")
         sink.suspend()
         recorded = len(_lines(record))
         with open_stream(f"unix://{folder / 'redis.sock'}", self.settings.redis.namespace) as seen:
-            _wait_for(lambda: _answered(seen.ledger("left")) >= recorded + 4)
+            wait_for(lambda: _answered(seen.ledger("left")) >= recorded + 4)
             self.unread = _answered(seen.ledger("left")) - recorded
         os.kill(int((folder / "redis.pid").read_text()), signal.SIGKILL)
         sink.resume()
@@ -78,7 +76,7 @@ def _run_with_loss(
 ) -> tuple[LineSettings, dict[str, Any], list[Verdict], Loss]:
     write_parts(folder / "parts", FRAMES)
     source = {"kind": "folder", "path": "parts", "rate_hz": 20}
-    camera = {"source": source, "gate_ms": 20_000, "credits": 64}
+    camera = {"source": source, "gate_ms": 20_000, "credits": 12}
     line = write_line(folder, bundle, camera=camera, sinks={"jsonl": {}})
     settings = load_line(line)
     loss = Loss(settings)
@@ -107,10 +105,3 @@ def _process(role: str) -> psutil.Process:
         if child.cmdline()[1:4] == ["-m", "pipeline", role]
     ]
     return found
-
-
-def _wait_for(what: Callable[[], object]) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while not what():
-        assert time.monotonic() < until, "what was waited for never happened"
-        time.sleep(0.01)

@@ -19,6 +19,7 @@ from pipeline.supervisor import run_line
 from tests.faults.conftest import StubLine
 from tests.faults.invariants import acted_on
 from tests.faults.servers import HurtServer
+from tests.waiting import wait_for
 
 LINE = """
 import sys
@@ -43,11 +44,12 @@ def test_what_the_second_signal_cut_short_the_next_start_answers(
     assert line.stdout is not None
     assert line.stdout.readline() == "ready\n"
     children = psutil.Process(line.pid).children(recursive=True)
-    time.sleep(2.0)
-    workers = [child for child in children if "inspect" in child.cmdline()]
-    for worker in workers:
-        worker.suspend()  # so that there is something to drain
-    time.sleep(0.5)
+    with open_stream(hurt.url, "assayline") as stream:
+        wait_for(lambda: stream.ledger("left").passed > 0)
+        workers = [child for child in children if "inspect" in child.cmdline()]
+        for worker in workers:
+            worker.suspend()  # so that there is something to drain
+        wait_for(lambda: stream.ledger("left").open > 0)
     for _ in range(2):
         os.kill(line.pid, signal.SIGTERM)
         time.sleep(0.3)

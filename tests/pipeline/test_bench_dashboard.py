@@ -48,7 +48,7 @@ def test_a_stubbed_bundle_can_be_judged(tmp_path: Path) -> None:
     """It opens as any other, is calibrated, and its parts are files."""
     from engines.bundle import open_bundle
 
-    bundle = open_bundle(write_stub_bundle(tmp_path / "bundle"))
+    bundle = open_bundle(write_stub_bundle(tmp_path / "bundle").folder)
     calibration = bundle.calibration()
     assert calibration is not None
     entry = calibration.entries["stub:f32"][CATEGORY]

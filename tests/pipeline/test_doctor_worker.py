@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -26,7 +27,11 @@ def with_metrics(folder: Path, port: int, token: str | None = None) -> LineSetti
 
 @pytest.mark.parametrize(
     ("age_s", "ok", "found"),
-    [(0.2, True, "beat 0.2 s ago"), (30.0, False, "beat 30.0 s ago"), (None, False, "not turned")],
+    [
+        (0.2, True, r"beat [0-2]\.\d s ago"),
+        (30.0, False, r"beat 3\d\.\d s ago"),
+        (None, False, "not turned"),
+    ],
 )
 def test_only_a_loop_that_turns_is_healthy(
     tmp_path: Path, age_s: float | None, ok: bool, found: str
@@ -36,7 +41,7 @@ def test_only_a_loop_that_turns_is_healthy(
     with serve_metrics("inspect", "127.0.0.1", _free_port(), TOKEN) as port:
         check = worker_check(with_metrics(tmp_path, port - 1, TOKEN))
     assert check.ok is ok
-    assert found in check.found
+    assert re.search(found, check.found)
 
 
 def test_a_worker_that_is_gone_is_not_healthy(tmp_path: Path) -> None:

@@ -5,21 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable
 
 import pytest
 
 from pipeline import pulse
 from pipeline.pulse import Pulse, WatchedStop, beating, name_of_process
-
-
-def wait_for(what: Callable[[], object]) -> None:
-    """Return once it is true."""
-    until = time.monotonic() + 10
-    while not what():
-        assert time.monotonic() < until, "it never happened"
-        time.sleep(0.01)
+from tests.waiting import wait_for
 
 
 def test_asking_whether_to_stop_is_a_sign_of_life() -> None:

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from pipeline.config import load_line
 from pipeline.shared import FRAMES, FrameRing, FrameRings, shared_path, shared_paths
 from pipeline.supervisor import run_line
 from tests.tiny_line import shared_bundle, write_line, write_parts
+from tests.waiting import wait_for
 
 RUN = """
 import sys, threading
@@ -43,14 +43,6 @@ print(ledgers["left"].captured, ledgers["left"].residual, ledgers["left"].open, 
 def grey_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle that measures grey."""
     return shared_bundle(tmp_path_factory.getbasetemp())
-
-
-def wait_for(what: Callable[[], object]) -> None:
-    """Return once it is true."""
-    until = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < until, "it never happened"
-        time.sleep(0.02)
 
 
 def test_a_finite_line_ends_by_itself_with_its_ledger(tmp_path: Path, grey_bundle: Path) -> None:
