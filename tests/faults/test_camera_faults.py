@@ -11,7 +11,7 @@ import pytest
 from engines.contracts import Decision, Frame
 from engines.images import encode_png
 from pipeline.config import load_line
-from pipeline.ingest import Intake
+from pipeline.intake import Intake
 from pipeline.journal import Journal
 from pipeline.simulator.faults import Fault, exposed
 from pipeline.stream import open_stream

@@ -9,22 +9,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from engines.contracts import Decision, Frame, Reason, StreamLost, UInt8, Verdict
-from engines.images import read_image, to_model_input
-from pipeline import ingest
-from pipeline.config import ArchiveSettings, LineSettings, SinkSettings
-from pipeline.ingest import Intake, run_ingest
-from pipeline.journal import COMPACT_LINES, Journal, journal_path
-from pipeline.originals import original_of, originals_folder
-from pipeline.outputs.archive import Archive
+from engines.contracts import Decision, Frame, Reason, StreamLost, Verdict
+from pipeline.config import LineSettings
+from pipeline.ingest import run_ingest
+from pipeline.intake import Intake
+from pipeline.journal import Journal
 from pipeline.server import embedded_server
-from pipeline.shared import FRAMES, FrameRing, FrameRings, remove_shared, shared_path
-from pipeline.sink import run_sink
+from pipeline.shared import FrameRing
 from pipeline.sources import BadExposure
 from pipeline.stream import Stream, VerdictDelivery, open_stream
 from pipeline.wire import Fetch, FrameEntry, FrameHead, entry_from
@@ -231,7 +224,7 @@ def test_a_source_that_can_wait_lets_a_slow_sink_catch_up(
     tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Verdicts that nobody has acted on do not pile up without end."""
-    monkeypatch.setattr(ingest, "BEHIND_MAX", 3)
+    monkeypatch.setattr("pipeline.intake.BEHIND_MAX", 3)
     stream, journal, intake = intake_on(redis_url, tmp_path, credits=8)
     with journal, closing(stream), answering(stream):
         _act_on_none(stream)
@@ -291,194 +284,8 @@ def test_a_killed_ingest_leaves_its_debts_to_the_next(tmp_path: Path) -> None:
         again.close()
 
 
-def test_images_in_shared_memory_are_bounded_by_the_credits(
-    tmp_path: Path, grey_bundle: Path, redis_url: str, namespace: str
-) -> None:
-    """Through two slots twelve parts reach their inspector whole, and the ring ends with them."""
-    write_parts(tmp_path / "parts", 12)
-    line = line_of(tmp_path, grey_bundle, redis_url, namespace, credits=2, transport="shared")
-    ring = shared_path(line.run_dir, "left", FRAMES)
-    fetch = FrameRings(line.run_dir, ["left"]).fetch
-    with open_stream(redis_url, namespace) as stream, answering(stream, fetch) as seen:
-        run_ingest(line, "left", threading.Event())
-        ledger = stream.ledger("left")
-    assert (ledger.captured, ledger.passed, ledger.open) == (12, 12, 0)
-    assert not ring.exists()
-    inputs = [to_model_input(read_image(path), SIZE) for path in _parts(tmp_path)]
-    for entry, image in zip(seen, inputs, strict=True):
-        np.testing.assert_array_equal(entry.image, image)
-
-
-def test_packed_images_arrive_as_they_were(tmp_path: Path, redis_url: str) -> None:
-    """A camera's codec changes the bytes on the stream, and nothing that an inspector sees."""
-    stream, journal, intake = intake_on(redis_url, tmp_path, codec="lz4")
-    grey = np.full((32, 48, 3), 99, np.uint8)
-    with journal:
-        taken = intake.take(Frame("", "left", time.time_ns(), grey))
-        found = stream.read(["left"], "test", 64, 100)
-    stream.close()
-    [fields] = [each.fields for each in found if each.frame_id == taken.frame_id]
-    assert fields.keys() == {b"head", b"lz4"}
-    np.testing.assert_array_equal(entry_from(fields).image, to_model_input(grey, SIZE))
-
-
-def test_a_killed_ingest_leaves_its_images_to_the_next(tmp_path: Path) -> None:
-    """What was open at the kill keeps its slot: the next start overwrites none of it."""
-    path = shared_path(tmp_path, "left", FRAMES)
-    fetch = FrameRings(tmp_path, ["left"]).fetch
-    taken = []
-    with embedded_server(tmp_path / "server") as url:
-        for first in (0, 3):
-            ring = FrameRing(path, 4, SIZE[0] * SIZE[1] * 3)
-            stream, journal, intake = intake_on(url, tmp_path, credits=4, ring=ring)
-            with journal:
-                taken += [intake.take(frame(number)).frame_id for number in range(first, first + 3)]
-            ring.close()  # as the kernel does for a process that dies
-        deliveries = stream.read(["left"], "test", 8, 20)
-        assert [delivery.frame_id for delivery in deliveries] == taken[:4]  # as many as credits
-        for number, delivery in enumerate(deliveries):
-            image = entry_from(delivery.fields, fetch).image
-            np.testing.assert_array_equal(image, to_model_input(good_part(number, (32, 48)), SIZE))
-        stream.close()
-    remove_shared(tmp_path)
-
-
-def test_originals_are_there_before_a_verdict_can_be(
-    tmp_path: Path, grey_bundle: Path, redis_url: str, namespace: str
-) -> None:
-    """Each exposure is kept whole and uncropped, those of refused parts too."""
-    write_parts(tmp_path / "parts", 4)
-    line = line_of(
-        tmp_path,
-        grey_bundle,
-        redis_url,
-        namespace,
-        credits=2,
-        crop=(4, 2, 20, 20),
-        overrun="reject",
-        gate_ms=50,
-        originals_bytes=1_000_000,
-    )
-    found: dict[str, UInt8 | None] = {}
-    with open_stream(redis_url, namespace) as stream:
-
-        def look() -> None:
-            while len(found) < 4:
-                delivered = stream.read_verdicts(["left"], "sink", "sink", 8, 20)
-                for seen in delivered:
-                    frame_id = seen.verdict.frame_id
-                    found[frame_id] = original_of(line.run_dir, frame_id)
-                stream.acknowledge_verdicts("sink", delivered)
-
-        looker = threading.Thread(target=look)
-        looker.start()
-        run_ingest(line, "left", threading.Event())
-        looker.join()
-    for frame_id, path in zip(sorted(found), _parts(tmp_path), strict=True):
-        np.testing.assert_array_equal(found[frame_id], read_image(path))
-    assert not originals_folder(line.run_dir, "left").exists()
-
-
-def test_originals_stay_until_the_archive_has_them(
-    tmp_path: Path,
-    grey_bundle: Path,
-    redis_url: str,
-    namespace: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """An archive slower than the patience of an orderly stop still finds every exposure."""
-    write_parts(tmp_path / "parts", 4)
-    camera = {"credits": 2, "overrun": "reject", "gate_ms": 50, "originals_bytes": 1_000_000}
-    line = line_of(tmp_path, grey_bundle, redis_url, namespace, **camera)
-    line = line.model_copy(update={"sinks": SinkSettings(archive=ArchiveSettings())})
-    monkeypatch.setattr(ingest, "ACT_PATIENCE_S", 0.1)
-    ended, sink_stop, at_once = threading.Event(), threading.Event(), Archive.act
-
-    def act_late(archive: Archive, delivery: VerdictDelivery, closing: threading.Event) -> None:
-        ended.wait(30)
-        at_once(archive, delivery, closing)
-
-    monkeypatch.setattr(Archive, "act", act_late)
-    sink = threading.Thread(target=run_sink, args=(line, sink_stop))
-    sink.start()
-    with open_stream(redis_url, namespace) as stream:
-        while not stream.standing("left").has_sink:
-            time.sleep(0.01)
-        run_ingest(line, "left", threading.Event())
-    ended.set()
-    sink_stop.set()
-    sink.join()
-    assert len(list((line.run_dir / "archive").rglob("*.original.png"))) == 4
-    with Journal(journal_path(line.run_dir, "left")) as journal:
-        assert len(journal.owed) == 4
-    remove_shared(line.run_dir)
-
-
-def _parts(folder: Path) -> list[Path]:
-    return sorted((folder / "parts").iterdir())
-
-
 def test_ingest_says_that_there_is_no_server(tmp_path: Path, grey_bundle: Path) -> None:
     """A server that was never there is one sentence, at once."""
     line = line_of(tmp_path, grey_bundle, f"unix://{tmp_path}/none.sock", "test")
     with pytest.raises(StreamLost, match="cannot be reached"):
         run_ingest(line, "left", threading.Event())
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=60), st.binary(max_size=40))
-def test_a_journal_read_again_owes_the_same(
-    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[bool, int]], torn: bytes
-) -> None:
-    """Any adding and settling survives a reopening, even behind a line torn by a crash."""
-    path = tmp_path_factory.mktemp("journal") / "left.journal"
-    with Journal(path) as journal:
-        journal.belong_to("server-1")
-        for adds, number in changes:
-            head = FrameHead(
-                frame_id=f"left/1-{number}", camera="left", captured_ns=number, deadline_ns=number
-            )
-            if adds:
-                journal.add(head)
-            else:
-                journal.settle([head.frame_id])
-        expected = dict(journal.owed)
-    with path.open("ab") as file:
-        file.write(torn.replace(b"\n", b"").replace(b"{", b""))
-    with Journal(path) as journal:
-        assert (journal.owed, journal.incarnation) == (expected, "server-1")
-
-
-def test_a_journal_stays_small(tmp_path: Path) -> None:
-    """Settled frames leave the file."""
-    path = tmp_path / "left.journal"
-    with Journal(path) as journal:
-        for number in range(3 * COMPACT_LINES):
-            head = FrameHead(
-                frame_id=f"left/1-{number}", camera="left", captured_ns=0, deadline_ns=0
-            )
-            journal.add(head)
-            journal.settle([head.frame_id])
-    assert len(path.read_bytes().splitlines()) <= COMPACT_LINES + 2
-
-
-def test_a_full_disk_keeps_no_part_from_the_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The journal then remembers in memory, says so once, and writes whole lines again later."""
-    path = tmp_path / "left.journal"
-    heads = [
-        FrameHead(frame_id=f"left/1-{n}", camera="left", captured_ns=n, deadline_ns=n)
-        for n in range(4)
-    ]
-    with Journal(path) as journal, Path("/dev/full").open("ab", buffering=0) as full:
-        journal.add(heads[0])
-        disk, journal._file = journal._file, full
-        journal.add(heads[1])
-        journal.add(heads[2])
-        journal._file = disk
-        journal.add(heads[3])
-        assert list(journal.owed.values()) == heads
-    assert capsys.readouterr().err.count("journal_failed") == 1
-    with Journal(path) as journal:
-        assert list(journal.owed.values()) == [heads[0], heads[3]]

@@ -21,7 +21,7 @@ from engines.contracts import Finding, Frame, Reason, StreamLost, Verdict
 from engines.inspector import Part
 from pipeline import reading, writing
 from pipeline.config import CameraSettings, WorkerSettings
-from pipeline.ingest import Intake
+from pipeline.intake import Intake
 from pipeline.journal import Journal
 from pipeline.pulse import Pulse
 from pipeline.reading import ENOUGH, FrameReader

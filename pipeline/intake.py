@@ -1,0 +1,260 @@
+"""Exposures of one camera become frames of the stream, each admitted or answered, by a journal.
+
+Every exposure gets an id and a place in the journal before anything can go wrong with it, and then
+either a place in the stream or an answer from here: ``bad_frame`` where no usable image came,
+``overrun`` where the camera has no credit left, ``transport_restart`` where the server was lost.
+Ids ascend and the server takes each once, so asking again after a doubt never counts a part twice.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from engines.contracts import Reason, StreamFull, StreamLost
+from pipeline.config import CameraSettings
+from pipeline.framing import Framing
+from pipeline.journal import Journal
+from pipeline.originals import Originals
+from pipeline.shared import FrameRing
+from pipeline.sources import BadExposure
+from pipeline.sources.source import Exposure
+from pipeline.stream import Stream
+from pipeline.telemetry import facts
+from pipeline.wire import FrameEntry, FrameHead, head_of, undecided
+
+ROLE = "ingest"
+SETTLE_S = 0.25  # how often the journal learns what has been answered
+LOOK_S = 0.02  # how often a waiting source looks for credits
+WORTH = 0.25  # of its credits, which it waits for: frames together cost half of frames one by one
+RETRY_MAX_S = 2.0
+OWED_MAX = 50_000  # frames journalled while the server is away; then the source has to wait
+BEHIND_MAX = 1_000  # frames that no sink has acted on; a source that can wait lets it catch up
+STOP_PATIENCE_S = 1.5  # of a stopped line: two seconds later every part has its verdict
+ACT_PATIENCE_S = 3.0  # for a sink to act on the last verdicts; some outputs never do
+
+
+class Intake:
+    """Turns the exposures of one camera into admitted or answered frames."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        journal: Journal,
+        camera: CameraSettings,
+        size: tuple[int, int],
+        *,
+        ring: FrameRing | None = None,
+        originals: Originals | None = None,
+    ) -> None:
+        self._stream = stream
+        self._journal = journal
+        self._camera = camera
+        self._framing = Framing(stream, camera, size)
+        self._ring = ring  # None: images travel inline
+        self._originals = originals
+        self._epoch = 0
+        self._counter = 0
+        self._credits = 0
+        self._settle_at = 0.0  # monotonic seconds
+        self._retry_at = 0.0  # monotonic seconds; only meaningful while failures > 0
+        self._failures = 0  # consecutive, of the server
+        self._is_full = False  # the server, at the last attempt
+        self._knows_sink = False  # whether any server has met one
+        self._waits = False  # whether a frame was open at the last look
+        self.sight = self._framing.sight
+        self._resume()
+
+    def take(self, exposure: Exposure) -> FrameHead:
+        """Admit one exposure, or answer for it; what it is known by from now on."""
+        self._counter += 1
+        frame = self._framing.frame(exposure, f"{self._camera.name}/{self._epoch}-{self._counter}")
+        head = head_of(frame) if isinstance(frame, FrameEntry) else frame
+        self._journal.add(head)
+        facts.gauge("camera_connected", 1, camera=head.camera)
+        facts.gauge("camera_frame_timestamp_seconds", head.captured_ns / 1e9, camera=head.camera)
+        self._waits = True
+        if self._originals and not isinstance(exposure, BadExposure):
+            self._originals.keep(head.frame_id, exposure.image)
+        try:
+            if not self._connect():  # else it has been answered with all that was owed
+                self._send(frame, head)
+            self._settle()
+        except StreamLost as error:
+            self._lose(error)
+        return head
+
+    def wait_for_room(self, stop: threading.Event) -> None:
+        """Where frames can wait at their source: return when the next one would be admitted."""
+        while self._must_wait() and not stop.wait(LOOK_S):
+            try:
+                self._connect()
+                self._settle()
+            except StreamLost as error:
+                self._lose(error)
+
+    def finish(self, stop: threading.Event) -> None:
+        """Return when every frame is answered, and as a rule acted on.
+
+        What outlives its gate is answered from here; what no sink acts on stays in the journal.
+        """
+        self._see_answered(stop)
+        give_up_s = time.monotonic() + ACT_PATIENCE_S
+        while self._journal.owed and time.monotonic() < give_up_s:
+            try:
+                self._connect()
+                self._settle(at_once=True)
+            except StreamLost as error:
+                self._lose(error)
+                give_up_s = max(give_up_s, self._retry_at + ACT_PATIENCE_S)
+            time.sleep(LOOK_S)
+
+    def _see_answered(self, stop: threading.Event) -> None:
+        began = time.monotonic()
+        gate_s = self._camera.gate_ms / 1e3 + 2
+        self._waits = bool(self._journal.owed)
+        while self._waits:
+            patience_s = min(gate_s, STOP_PATIENCE_S) if stop.is_set() else gate_s
+            last_chance = time.monotonic() - began > patience_s
+            try:
+                self._connect(at_once=last_chance)
+                if last_chance:
+                    self._answer_owed(Reason.SHUTDOWN if stop.is_set() else Reason.DEADLINE)
+                self._settle(at_once=True)
+            except StreamLost as error:
+                if last_chance:
+                    raise
+                self._lose(error)
+            time.sleep(LOOK_S)
+
+    def _send(self, frame: FrameEntry | FrameHead, head: FrameHead) -> None:
+        if isinstance(frame, FrameHead):
+            self._refuse(head, Reason.BAD_FRAME)
+        elif not self._has_credit():
+            self._refuse(head, Reason.OVERRUN)
+        elif self._ring is None:
+            self._admit(frame)
+        elif slot := self._ring.put(frame.frame_id, frame.image):
+            self._admit(frame, slot)
+        else:
+            self._refuse(head, Reason.OVERRUN)
+
+    def _admit(self, frame: FrameEntry, slot: bytes = b"") -> None:
+        try:
+            self._stream.admit(frame, begun=True, slot=slot, codec=self._camera.codec)
+        except StreamFull as error:
+            if self._camera.overrun == "wait":  # its source waits until there is room
+                raise
+            self._note_full(error)  # nobody waits for room until the part is at its gate
+            self._refuse(head_of(frame), Reason.TRANSPORT)
+            return
+        self._is_full = False
+        self._credits -= 1
+        facts.count("frames_admitted_total", camera=frame.camera, recipe=frame.recipe)
+
+    def _note_full(self, error: StreamFull) -> None:
+        if not self._is_full:
+            facts.event("stream_full", level="error", sentence=str(error))
+        self._is_full = True
+
+    def _refuse(self, head: FrameHead, reason: Reason) -> None:
+        self._stream.refuse(undecided(head, reason, self._stream.now_ns()), begun=True)
+        facts.count("frames_refused_total", camera=head.camera, recipe=head.recipe, reason=reason)
+
+    def _has_credit(self, least: int = 1) -> bool:
+        """Whether one more frame may be open; asks the server only when the last answer is used.
+
+        Then ``least`` frames or none.
+        """
+        if self._credits <= 0:
+            free = self._ask_credits()
+            self._credits = free if free >= least else 0
+        return self._credits > 0
+
+    def _ask_credits(self) -> int:
+        """Ask how many more frames may be open; with a ring, which ones are, too."""
+        name, budget = self._camera.name, self._camera.credits
+        if self._ring is None:
+            return self._stream.credits(name, budget)
+        open_ids = self._stream.open_ids(name)
+        self._ring.release_all_but(open_ids)
+        return budget - len(open_ids)
+
+    def _must_wait(self) -> bool:
+        can_wait, owed = self._camera.overrun == "wait", len(self._journal.owed)
+        if self._failures:
+            return can_wait or owed >= OWED_MAX
+        try:
+            worth = max(1, int(WORTH * self._camera.credits))
+            return can_wait and (owed >= BEHIND_MAX or not self._has_credit(worth))
+        except StreamLost as error:
+            self._lose(error)
+            return True
+
+    def _settle(self, at_once: bool = False) -> None:
+        """Strike from the journal what a sink has acted on."""
+        now = time.monotonic()
+        if now < self._settle_at and not at_once:
+            return
+        self._settle_at = now + SETTLE_S
+        standing = self._stream.standing(self._camera.name, knows_sink=self._knows_sink)
+        if self._stream.server_incarnation() != self._journal.incarnation:
+            self._resume()  # that server's empty open set does not mean answered
+            return
+        self._knows_sink |= standing.has_sink
+        owed = self._journal.owed
+        pending = standing.open | standing.unacted.keys()
+        self._journal.settle([frame for frame in owed if frame not in pending], standing.acted)
+        self._waits = not standing.open.isdisjoint(owed)
+
+    def _lose(self, error: StreamLost) -> None:
+        if self._failures and time.monotonic() < self._retry_at:
+            return  # it was not even tried
+        if not self._failures:
+            facts.count("stream_lost_total", role=ROLE)
+            facts.event("stream_lost", level="error", sentence=str(error))
+        self._failures += 1
+        self._retry_at = time.monotonic() + min(RETRY_MAX_S, 0.1 * 2 ** min(self._failures, 10))
+
+    def _connect(self, at_once: bool = False) -> bool:
+        """Carry on after a loss, not sooner than the back-off allows; StreamLost until then.
+
+        Whether there was a loss, after which everything journalled is answered.
+        """
+        if not self._failures:
+            return False
+        if time.monotonic() < self._retry_at and not at_once:
+            raise StreamLost("the server was lost and is tried again soon")
+        self._resume()
+        self._failures = 0
+        facts.event("stream_back", camera=self._camera.name)
+        return True
+
+    def _resume(self) -> None:
+        """Answer what is owed from before; a server that has restarted begins a new epoch.
+
+        What was answered and perhaps not acted on is answered again; the sink knows what it did.
+        """
+        incarnation = self._stream.server_incarnation()
+        restarted = incarnation != self._journal.incarnation
+        if restarted:
+            self._stream.recall(self._camera.name, self._journal.totals)
+        self._answer_owed(Reason.TRANSPORT_RESTART, also_open=restarted)
+        if restarted:
+            self._journal.belong_to(incarnation)
+        # After any loss: ids of this epoch may be refused for ever, where someone else has thrown a
+        # later one into the stream.
+        self._epoch, self._counter = self._stream.begin_epoch(self._camera.name), 0
+        self._credits = 0
+        self._settle(at_once=True)
+
+    def _answer_owed(self, reason: Reason, also_open: bool = True) -> None:
+        """Answer for owed frames; those the server knows as answered it does not take again."""
+        open_now = set(self._stream.open_ids(self._camera.name))
+        now_ns = self._stream.now_ns()
+        for head in list(self._journal.owed.values()):
+            verdict = undecided(head, reason, now_ns)
+            if head.frame_id not in open_now:
+                self._stream.refuse(verdict)
+            elif also_open:
+                self._stream.answer_open(verdict)
