@@ -28,7 +28,7 @@ SECRET = "geheim-17"  # noqa: S105 - of a user that lives as long as its test
 
 def an_entry(number: int) -> FrameEntry:
     """A small frame of camera ``cam``."""
-    return FrameEntry(f"cam/1-{number}", "cam", 0, 1, np.zeros((8, 8, 3), np.uint8))
+    return FrameEntry(f"cam/1-{number}", "cam", 0, 2**62, np.zeros((8, 8, 3), np.uint8))
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_frame_larger_than_any_buffer_arrives_whole(stream: Stream) -> None:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (1024, 2048, 3), np.uint8) for _ in range(2)]
     for number, image in enumerate(images, 1):
-        assert stream.admit(FrameEntry(f"cam/1-{number}", "cam", 0, 1, image))
+        assert stream.admit(FrameEntry(f"cam/1-{number}", "cam", 0, 2**62, image))
     found = stream.read(["cam"], "worker", 2, 1000)
     assert [one.fields[b"image"] for one in found] == [image.tobytes() for image in images]
 
