@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from engines.dataset import load_model_input, load_truth, test_items
 from engines.methods.fit import seeds_of
-from engines.methods.latent import per_row
+from engines.methods.fused import per_row
 from engines.metrics import auroc, auroc_se, pooled, ranking_metrics
 
 if TYPE_CHECKING:

@@ -20,14 +20,8 @@ from torch.nn import functional
 
 from engines.contracts import BadConfig
 from engines.maps import gaussian_blur, level_of, resize_map
-from engines.methods.latent import (
-    MAP_STRIDE,
-    SMOOTHING_PX,
-    Batch,
-    LatentMethod,
-    latent_map,
-    per_row,
-)
+from engines.methods.fused import MAP_STRIDE, SMOOTHING_PX, latent_map, per_row
+from engines.methods.latent import Batch, LatentMethod
 from engines.methods.method import Plan, State
 from engines.noise import add_noise, linear_alpha_bar, move_to_level, predict_x0
 

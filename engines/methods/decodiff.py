@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from engines.maps import gaussian_blur, level_of, resize_map
-from engines.methods.latent import MAP_STRIDE, Batch, LatentMethod, latent_map, per_row
+from engines.methods.fused import MAP_STRIDE, latent_map, per_row
+from engines.methods.latent import Batch, LatentMethod
 from engines.methods.method import Plan, State
 from engines.networks import build_denoiser
 from engines.noise import (

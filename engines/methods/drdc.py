@@ -30,7 +30,8 @@ from engines.methods.drdc_inpainting import (
     shown_to_network,
     training_masks,
 )
-from engines.methods.latent import Batch, LatentMethod, noise_table, per_row
+from engines.methods.fused import per_row
+from engines.methods.latent import Batch, LatentMethod, noise_table
 from engines.methods.method import Plan, State, plan_taken
 from engines.noise import add_noise, linear_alpha_bar, predict_x0
 

@@ -1,8 +1,8 @@
-"""What the published methods share: a latent, a table of plans, a severity bank, fused evidence.
+"""What the published methods share: a latent, a table of plans, a severity bank, and the walk.
 
 A method proper says how the latent is placed on its noise level (``place``), how one denoiser call
 moves it (``move``), what its map is (``deviation_map``) and what its network learns
-(``training_loss``). Everything else stands here once.
+(``training_loss``). Everything else stands here once, or, for what a walk is worth, in ``fused``.
 
 Extensions to the papers, each a switch that is named in a bundle's substitutions: an "unknown"
 category by label dropout; a severity bank in ``start`` (D3AD's idea, behind any method) that gives
@@ -14,16 +14,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from engines.bank import SeverityBank, distance_of
 from engines.codecs import build_codec
-from engines.maps import gaussian_blur, resize_map
-from engines.methods.method import Method, Plan, State, plan_taken
-from engines.methods.shares import TABLES, fused
+from engines.methods.fused import FusedMethod
+from engines.methods.method import Plan, State, plan_taken
 from engines.methods.whitening import Whitening
 from engines.networks import build_denoiser
 from engines.noise import with_clean_level
@@ -35,12 +34,6 @@ if TYPE_CHECKING:
     from engines.codecs import Seen
     from engines.noise import Float64
 
-BASE_SHARE = 0.7  # weight of the base map where nothing has been fitted
-SCORER_SHARE = 0.5  # likewise of the learned scorer
-OUTLINE_SHARE = 0.5  # its say in what is drawn: it learned outlines, the bank where to look
-MAP_STRIDE = 4  # the emitted map is the image's grid divided by this
-WHITENED_SMOOTHING = 2.0  # sigma in cells of the emitted map: half a cell of stride 16
-SMOOTHING_PX = 4.0  # sigma of the base map's blur
 SEVERITY_QUANTILE_MAX = 0.95  # of good parts: beyond it a frame takes the deepest plan
 
 
@@ -53,7 +46,7 @@ class Batch:
     category: Tensor  # i64 [B]
 
 
-class LatentMethod(Method):
+class LatentMethod(FusedMethod):
     """A method over a codec's latent, with or without a severity bank and a learned scorer.
 
     ``configuration``: codec (dict), denoiser (size name), categories (count), image_size, dropout,
@@ -63,24 +56,13 @@ class LatentMethod(Method):
     learns_from_anomalies: ClassVar[bool] = False  # training needs ``Batch.odd``
     constants_steer: ClassVar[bool] = False  # ``fit_steering`` changes how a frame walks
     has_zero_step_evidence: ClassVar[bool] = False  # its map means something without a step
-    change_names: ClassVar[tuple[str, ...]] = ("walk",)
     steps_unit = 1
 
     levels: Tensor
-    steps_of_plan: Tensor
     start_of_plan: Tensor
     a: Tensor
     b: Tensor
-    base_centre: Tensor
-    base_scale: Tensor
-    deviation_centre: Tensor
-    deviation_scale: Tensor
-    scorer_centre: Tensor
-    scorer_scale: Tensor
     severity_edges: Tensor
-    base_share: Tensor
-    scorer_share: Tensor
-    walk_share: Tensor
 
     def __init__(self, configuration: Mapping[str, Any]) -> None:
         super().__init__()
@@ -95,34 +77,29 @@ class LatentMethod(Method):
         )
         self.is_preconditioned = bool(configuration.get("preconditioned"))
         self.denoiser = self.build_network(configuration)
-        self.whitenings = nn.ModuleDict(
-            {
-                name: Whitening(self.categories, self.codec.latent_shape[0])
-                for name in self.change_names
-            }
-            if configuration.get("whitened")
-            else {}
-        )
-        bank = configuration.get("bank")
-        self.bank = (
-            SeverityBank(self.categories, bank["rows"], self.codec.feature_channels)
-            if bank
-            else None
-        )
-        self.scorer = (
-            Scorer(
-                self.codec.activation_channels,
-                self.codec.latent_shape[0],
-                self.categories,
-                self.codec.feature_channels if bank else 0,
-            )
-            if configuration.get("scorer")
-            else None
-        )
-        self.steps_min = 0 if bank or self.has_zero_step_evidence else 1
+        self._build_measures(configuration)
+        self.steps_min = 0 if self.bank is not None or self.has_zero_step_evidence else 1
         walks = tuple(self.walks())
         self.plans = (Plan(-1, ()), *walks) if self.steps_min == 0 else walks
         self._register_tables()
+
+    def _build_measures(self, configuration: Mapping[str, Any]) -> None:
+        """What tells an anomaly from a good part, each piece where it is asked for."""
+        codec, bank = self.codec, configuration.get("bank")
+        measured = self.change_names if configuration.get("whitened") else ()
+        channels = codec.latent_shape[0]
+        self.whitenings = nn.ModuleDict(
+            {name: Whitening(self.categories, channels) for name in measured}
+        )
+        self.bank = (
+            SeverityBank(self.categories, bank["rows"], codec.feature_channels) if bank else None
+        )
+        seen = (codec.activation_channels, channels, self.categories)
+        self.scorer = (
+            Scorer(*seen, codec.feature_channels if bank else 0)
+            if configuration.get("scorer")
+            else None
+        )
 
     def _register_tables(self) -> None:
         deepest = max(plan.steps for plan in self.plans)
@@ -165,10 +142,6 @@ class LatentMethod(Method):
         Returns the tensors it changes, ``latent`` and ``estimate`` among them.
         """
 
-    @abstractmethod
-    def deviation_map(self, state: Mapping[str, Tensor]) -> Tensor:
-        """The method's own anomaly map on the emitted grid, [B, h', w']."""
-
     def build_network(self, configuration: Mapping[str, Any]) -> nn.Module:
         """The network that gradient descent fits."""
         return build_denoiser(
@@ -178,24 +151,10 @@ class LatentMethod(Method):
             dropout=configuration.get("dropout", 0.1),
         )
 
-    def constants(self) -> dict[str, float]:
-        """Tables of one number per category and what they hold before they are fitted."""
-        shared = {"base_share": BASE_SHARE}
-        learned = () if self.scorer is None else ("scorer", "outline")
-        for piece in ("base", "deviation", *learned):
-            shared |= {f"{piece}_centre": 0.0, f"{piece}_scale": 1.0}
-        if self.scorer is not None:
-            shared |= {"scorer_share": SCORER_SHARE, "walk_share": 1.0}
-        return shared
-
     def place(self, latent: Tensor, category: Tensor, seed: Tensor, plan: Tensor) -> State:
         """Put clean latents on the first level of plan i64 [B]: ``latent`` and what is kept."""
         del category, seed, plan
         return {"latent": latent.clone()}
-
-    def closed(self, state: Mapping[str, Tensor]) -> Tensor:
-        """The reconstruction that evidence is drawn from, [B, C, h, w]."""
-        return state["estimate"]
 
     def fit_steering(self, states: Sequence[State], category: int) -> None:
         """Fit what changes how a frame walks, on good parts that walked the deepest plan."""
@@ -254,22 +213,6 @@ class LatentMethod(Method):
         following = self.levels[plan, (done + 1).clamp(0, deepest)]
         return {**self.move(state, level, following), "steps_left": state["steps_left"] - 1}
 
-    def finish(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Map on a quarter of the image's grid, and the score.
-
-        With the method's own map alone they are that map and its maximum. Otherwise every piece of
-        evidence is brought to where good parts peak and how far their peaks spread, and they are
-        added: for the score by shares that tell anomalous parts best, for the map by the same ones
-        or, with a learned scorer, by equal shares. A frame that made no step is judged by the bank.
-        """
-        evidence = self.evidence(state)
-        score = self.score_of(evidence["fused"])
-        if self.steps_min > 0:
-            # Without a step there is no evidence, and no evidence is not a score of zero.
-            made = self.steps_of_plan[state["plan"].long()] - state["steps_left"]
-            score = torch.where(made >= self.steps_min, score, torch.nan)
-        return evidence["outlines"], score
-
     # ---- pieces
 
     def walked(self, state: State, plan: int) -> State:
@@ -277,52 +220,6 @@ class LatentMethod(Method):
         for _ in range(self.plans[plan].steps):
             state = state | self.step(state)
         return state
-
-    @property
-    def map_size(self) -> tuple[int, int]:
-        """h', w' of the emitted map."""
-        return self.image_size[0] // MAP_STRIDE, self.image_size[1] // MAP_STRIDE
-
-    def evidence(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each piece of evidence by itself, "fused" and "outlines", all [B, h', w'].
-
-        "denoiser" is the method's own map, "bank" the distance to good patches, "scorer" the
-        learned one; the last two only where the method has them. "fused" is what decides,
-        "outlines" what is drawn, in the units of "fused".
-        """
-        category = state["category"]
-        found = {"denoiser": self.change_map(state)}
-        base = scorer = torch.zeros(())
-        if self.bank is not None:
-            found["bank"] = self.smooth_base_map(state["base_map"])
-            base = per_row(self.base_share, category)
-        if self.scorer is not None:
-            found["scorer"] = self.scorer_map(state)
-            scorer = per_row(self.scorer_share, category)
-        if len(found) == 1:
-            return found | {"fused": found["denoiser"], "outlines": found["denoiser"]}
-        scaled = {k: self.standardised(TABLES[k], maps, category) for k, maps in found.items()}
-        joined = drawn = fused(scaled, base, scorer)
-        if self.scorer is not None:
-            drawn = self.standardised("outline", fused(scaled, base, OUTLINE_SHARE), category)
-        return found | {"fused": joined, "outlines": drawn}
-
-    def change_map(self, state: Mapping[str, Tensor]) -> Tensor:
-        """The method's own map, or how unlike good parts' its change is, [B, h', w']."""
-        return self.unlike(state, "walk") if self.whitenings else self.deviation_map(state)
-
-    def unlike(self, state: Mapping[str, Tensor], name: str) -> Tensor:
-        """A change in units of good parts' changes, on the emitted grid, [B, h', w']."""
-        length = self.whitening(name)(self.changes(state)[name], state["category"])
-        return gaussian_blur(resize_map(length, self.map_size), WHITENED_SMOOTHING)
-
-    def whitening(self, name: str) -> Whitening:
-        """The measure of one of the changes."""
-        return cast("Whitening", self.whitenings[name])
-
-    def changes(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What was made of the latent, [B, C, h, w] each, by the names of ``change_names``."""
-        return {"walk": self.closed(state) - state["anchor"]}
 
     def predicted_noise(self, latent: Tensor, level: Tensor, category: Tensor) -> Tensor:
         """The noise in latent [B, inputs, h, w], its noisy channels first, at level i64 [B].
@@ -337,36 +234,6 @@ class LatentMethod(Method):
         a_t, b_t = self.signal(level)
         return b_t * latent[:, : predicted.shape[1]] + a_t * predicted
 
-    def standardised(self, piece: str, maps: Tensor, category: Tensor) -> Tensor:
-        """Maps [B, h, w] of a piece of evidence less their centre, by their scale."""
-        centre, scale = (self.get_buffer(f"{piece}_{name}") for name in ("centre", "scale"))
-        return (maps - per_row(centre, category)) / per_row(scale, category)
-
-    def score_of(self, anomaly_map: Tensor) -> Tensor:
-        """Image score of a map [B, h', w']: its maximum, [B]."""
-        return anomaly_map.amax((1, 2))
-
-    def scorer_map(self, state: Mapping[str, Tensor]) -> Tensor:
-        """Log-odds of an anomaly by the learned scorer, smoothed, [B, h', w'].
-
-        It reads the walk where that was found to help (``walk_share``), else the frame alone. Odds,
-        not probabilities: those of plain anomalies would all be 1.
-        """
-        if self.scorer is None:
-            raise ValueError("this method has no learned scorer")
-        anchor, share = state["anchor"], per_row(self.walk_share, state["category"])[:, None]
-        seen = anchor + share * (self.closed(state) - anchor)
-        logits = self.scorer(state["context"], anchor, seen)
-        return gaussian_blur(resize_map(logits, self.map_size), 1.0)
-
-    def severity(self, base_map: Tensor) -> Tensor:
-        """How far the worst place of a frame lies from all good parts, [B]."""
-        return self.smooth_base_map(base_map).amax((1, 2))
-
-    def smooth_base_map(self, base_map: Tensor) -> Tensor:
-        """Distances on the emitted grid, smoothed by sigma = 4 image pixels, [B, h', w']."""
-        return gaussian_blur(resize_map(base_map, self.map_size), SMOOTHING_PX / MAP_STRIDE)
-
     def signal(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """a_t and b_t of level i64 [B] (-1 = clean), each [B, 1, 1, 1]."""
         return self.a[level].view(-1, 1, 1, 1), self.b[level].view(-1, 1, 1, 1)
@@ -374,16 +241,6 @@ class LatentMethod(Method):
     def reconstruct(self, state: Mapping[str, Tensor]) -> Tensor:
         """The normal-looking image, rgb f32 [B, 3, H, W] in [0, 1], for people."""
         return self.codec.decode(self.closed(state))
-
-
-def per_row(table: Tensor, category: Tensor) -> Tensor:
-    """A number per category -> [B, 1, 1], to scale maps with."""
-    return table[category].view(-1, 1, 1)
-
-
-def latent_map(state: Mapping[str, Tensor], estimate: Tensor) -> Tensor:
-    """Mean over channels of |estimate - z_0|, [B, h, w]."""
-    return (estimate - state["anchor"]).abs().mean(1)
 
 
 def noise_table(shape: tuple[int, int, int], seed: int = 0) -> Tensor:
