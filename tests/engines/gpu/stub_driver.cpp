@@ -131,10 +131,17 @@ Result cuCtxGetCurrent(void** context)
 Result cuCtxGetDevice(int* device) { *device = 0; return OK; }
 Result cuCtxSynchronize() { return OK; }
 
-Result cuMemGetInfo_v2(size_t* free, size_t* total) { *free = 1 << 20; *total = 1 << 21; return OK; }
+static const size_t memory_bytes = size_t(1) << 34;  // as much as host memory gives is used of it
+Result cuMemGetInfo_v2(size_t* free, size_t* total)
+{
+    *total = memory_bytes;
+    *free = memory_bytes / 2;
+    return OK;
+}
 Result cuMemAlloc_v2(Address* address, size_t size)
 {
     ENTER;
+    if (size > memory_bytes) return NO_MEMORY;
     return allocated(device_memory, reinterpret_cast<void**>(address), size);
 }
 Result cuMemFree_v2(Address address)

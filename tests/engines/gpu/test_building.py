@@ -31,9 +31,12 @@ from tests.engines.gpu.real_bundles import NAMES, write_bundle
 COMPUTE = ("SM86", "SM89")
 BUCKETS = (1, 4)
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
+    ),
+    pytest.mark.timeout(600),  # to export and build a method took 120 s on a busy machine
+]
 
 
 def has_driver() -> bool:

@@ -21,12 +21,14 @@ from engines.contracts import EngineFault
 from engines.gpu import cuda_driver, device_cuda
 from engines.gpu.device import Unavailable, open_device
 from engines.gpu.faults import DeviceLost, NoMemory, refused
+from pipeline.gpucheck.trials import read_counts
 from tests.engines.exported import Exported, draw_parts, exported, rows_of
 from tests.engines.sketches import GladSketch
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[3]
 DEVICES = {"engines.gpu.device_cuda": "cuda.bindings", "engines.gpu.device_pycuda": "pycuda"}
 COUNT = 66
+ON_ANY_DEVICE = ("tests/engines/gpu/test_on_a_gpu.py", "tests/pipeline/test_gpucheck_devices.py")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,7 @@ def test_the_worker_runs_on_the_library(found: dict[str, Any]) -> None:
 def test_the_library_tells_what_it_runs_on(found: dict[str, Any]) -> None:
     """Name, compute capability and memory come from the driver."""
     assert (found["name"], found["capability"]) == ("stub GPU", [9, 0])
-    assert found["memory"] == [1 << 20, 1 << 21]
+    assert found["memory"] == [1 << 33, 1 << 34]
 
 
 def test_what_fails_at_opening_is_one_sentence_and_leaks_nothing(found: dict[str, Any]) -> None:
@@ -127,6 +129,27 @@ def test_a_device_lost_in_a_call_is_told_and_left_clean(found: dict[str, Any]) -
     """What a launch says comes through, and all is given back."""
     assert found["lost"]["told"].startswith("the GPU failed (")
     assert found["lost"]["left"] == [0, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_a_gpu_is_tested_by_holds_on_the_stub(stub: Path, tmp_path: Path) -> None:
+    """Tests that need a GPU run where there is none, through the same bindings; none fails."""
+    pytest.importorskip("cuda.bindings.driver")
+    written = tmp_path / "tests.xml"
+    options = ["-q", "-m", "gpu", "-n", "0", f"--junitxml={written}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *ON_ANY_DEVICE],
+        env=os.environ | {"LD_LIBRARY_PATH": str(stub)},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout
+    counts = read_counts(written)
+    assert counts.passed >= len(ON_ANY_DEVICE)
+    assert all("pycuda" in reason for reason in counts.reasons)
 
 
 def test_a_driver_that_lacks_a_call_is_too_old(stub: Path) -> None:
