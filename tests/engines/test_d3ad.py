@@ -319,6 +319,7 @@ def test_a_frame_is_judged_alone_as_in_a_batch(fitted: D3ad) -> None:
         assert scores[row] == pytest.approx(score[0], rel=1e-4)
 
 
+@pytest.mark.timeout(600)  # of a busy core; half a minute of an idle one
 def test_exported_graphs_agree_at_every_plan(fitted: D3ad, tmp_path: Path) -> None:
     """OpenVINO gives the findings of torch for rows of all plans in one batch."""
     spec = export_graphs(fitted, tmp_path)

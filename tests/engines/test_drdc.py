@@ -278,6 +278,7 @@ def exported(plain: Drdc, tmp_path: Path) -> OpenVinoBackend:
     return OpenVinoBackend(tmp_path, spec, precision="f32", capacity=8, threads=1)
 
 
+@pytest.mark.timeout(600)  # of a busy core; half a minute of an idle one
 def test_openvino_agrees_with_torch_at_mixed_plans(exported: OpenVinoBackend, plain: Drdc) -> None:
     """Map, score and progress are the same while rows of all plans share a batch."""
     plans = np.array([0, 1, 2, 3, 3], np.int32)

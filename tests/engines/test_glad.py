@@ -303,6 +303,7 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> 
         build_method(CONFIGURATION | changes)
 
 
+@pytest.mark.timeout(600)  # of a busy core; half a minute of an idle one
 def test_openvino_agrees_at_mixed_plans(tmp_path: Path) -> None:
     """Rows of every plan in one batch close on the levels of the reference, with its evidence."""
     # Small networks: the exporter spends its seconds on their layers, not on the method.

@@ -131,6 +131,7 @@ def test_a_silent_gate_is_nearly_shut() -> None:
     torch.testing.assert_close(found, share * (1 - a) / b * latent)
 
 
+@pytest.mark.timeout(600)  # of a busy core; half a minute of an idle one
 @pytest.mark.parametrize("name", ["DeCo-Diff", "D3AD", "DRDC-style"])
 def test_exported_graphs_agree(name: str, tmp_path: Path) -> None:
     """OpenVINO measures as torch does, at every plan."""
