@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 KEPT = 64  # pictures; one is about 100 kB
 IDLE_S = 120.0  # an easel that nobody uses gives its memory back
-LIMIT_S = 120.0  # for one picture, with torch to be loaded on a busy machine
+LIMIT_S = 300.0  # for one picture, with torch to be loaded on a busy machine; else it hangs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +85,7 @@ class Reconstructions:
         answer = self._easel.draw(order, part.picture_png)
         if answer is None:
             self._put_away()
-            return Drawing(refusal="not_drawn", why="–")
+            return Drawing(refusal="drawing_ended")
         told, png = answer
         return Drawing(png, told.get("steps", 0), "" if png else "not_drawn", told["problem"])
 

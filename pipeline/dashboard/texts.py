@@ -100,6 +100,8 @@ CATALOGUE: Final[dict[str, tuple[str, str]]] = {
               "Das Teil, wie das Modell es erwartet, nach {steps} Rechenschritten: jetzt für "
               "Menschen berechnet, danach wird nicht geurteilt."),
     "not_drawn": ("No reconstruction: {why}", "Keine Rekonstruktion: {why}"),
+    "drawing_ended": ("No reconstruction: what computes it ended before it was done; ask again.",
+                      "Keine Rekonstruktion: die Berechnung brach ab; bitte noch einmal."),
     "no_torch": ("No reconstruction: it is computed with torch, which is not installed where this "
                  "page runs.",
                  "Keine Rekonstruktion: sie braucht torch, das hier nicht installiert ist."),

@@ -218,15 +218,18 @@ def _parts_per_minute(readings: Sequence[_Reading], now_ns: int) -> float:
 
 
 def _rates(readings: Sequence[_Reading]) -> tuple[RatePoint, ...]:
-    """The chart: at each reading, the rate since the newest reading at least SMOOTH_S older."""
+    """The chart: at each reading, the rate since the newest reading at least SMOOTH_S older.
+
+    A reading without one that old has no point: a few parts in a fraction of a second are no rate.
+    """
     points: list[RatePoint] = []
     kept, start = list(readings), 0
     for index, now in enumerate(kept):
         while start + 1 < index and kept[start + 1].at_ns <= now.at_ns - SMOOTH_S * SECOND_NS:
             start += 1
-        minutes = (now.at_ns - kept[start].at_ns) / (60 * SECOND_NS)
-        if minutes > 0:
-            points.append(_rate(kept[start], now, minutes))
+        span_s = (now.at_ns - kept[start].at_ns) / SECOND_NS
+        if span_s >= SMOOTH_S:
+            points.append(_rate(kept[start], now, span_s / 60))
     return tuple(points)
 
 

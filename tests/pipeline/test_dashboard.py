@@ -23,7 +23,7 @@ from pipeline.dashboard import words
 from pipeline.dashboard.feed import Feed
 from pipeline.dashboard.picture import outlined
 from pipeline.dashboard.view import LineState
-from pipeline.dashboard.window import REJECTS_SHOWN, SECOND_NS, LineWindow
+from pipeline.dashboard.window import REJECTS_SHOWN, SECOND_NS, SMOOTH_S, LineWindow
 from pipeline.server import embedded_server
 from pipeline.stream import Ledger, Stream, open_stream
 from pipeline.wire import FrameEntry
@@ -109,17 +109,28 @@ def test_parts_per_minute_is_answers_over_time(answers: list[int]) -> None:
     back = min(60, len(answers) - 1)
     assert view.parts_per_minute == pytest.approx(60 * (passed[-1] - passed[-1 - back]) / back)
     assert all(point.passed >= 0 for point in view.rates)
-    assert len(view.rates) == len(answers) - 1
+    assert len(view.rates) == max(0, len(answers) - int(SMOOTH_S))
 
 
 def test_a_server_that_forgot_counts_as_nothing_not_as_less() -> None:
     """After a restart the totals begin at 0; no rate goes below 0."""
     line = window()
     line.count(NOW, {"left": ledger(500)}, {})
-    line.count(NOW + SECOND_NS, {"left": ledger(3)}, {})
-    view = line.view(NOW + SECOND_NS)
+    later = NOW + int(SMOOTH_S) * SECOND_NS
+    line.count(later, {"left": ledger(3)}, {})
+    view = line.view(later)
     assert view.parts_per_minute == 0
     assert view.rates[0].passed == 0
+
+
+def test_two_parts_in_an_instant_are_no_rate() -> None:
+    """The chart begins with a rate over seconds, not with the luck of its first readings."""
+    line = window()
+    for tenth in range(100):  # 60 parts a minute, each pair of them at once
+        line.count(NOW + tenth * SECOND_NS // 10, {"left": ledger(2 * (tenth // 20))}, {})
+    rates = [point.passed for point in line.view(NOW + 10 * SECOND_NS).rates]
+    assert rates
+    assert max(rates) <= 90
 
 
 def test_states_from_waiting_to_silence() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -20,16 +22,24 @@ from pipeline.dashboard.reconstructions import Reconstructions
 from pipeline.dashboard.texts import CATALOGUE
 from pipeline.outputs.archive import Archive
 from pipeline.stream import VerdictDelivery
-from tests.pipeline.pages import NEEDS_BROWSER, free_port, served, visiting
+from tests.pipeline.pages import NEEDS_BROWSER, free_port, served, until, visiting
 from tests.tiny_line import write_line
 
 DEMO = Path(__file__).parents[2] / "configs" / "bundles" / "demo"
+PATIENCE_S = 600.0  # torch is loaded, while others load it too
+pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
     """The bundle that the demo runs, decoder and all."""
     return open_bundle(DEMO)
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test waits for a slow machine longer than a person would."""
+    monkeypatch.setattr(reconstructions, "LIMIT_S", PATIENCE_S)
 
 
 def part(bundle: Bundle, number: int = 1, **more: object) -> Part:
@@ -96,6 +106,13 @@ def test_a_real_process_draws_and_is_started_again(bundle: Bundle) -> None:
     assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
 
 
+def test_a_process_that_draws_outlives_no_page(bundle: Bundle) -> None:
+    """It ends by itself when nobody holds the other end of its input, whatever became of them."""
+    command = [sys.executable, "-m", "pipeline.dashboard.easel", str(bundle.folder)]
+    done = subprocess.run(command, input=b"", capture_output=True, check=True)
+    assert done.stdout == b""
+
+
 def test_a_bundle_that_draws_nothing_says_why(bundle: Bundle, tmp_path: Path) -> None:
     """A process that cannot open its bundle answers with the reason, not with silence."""
     drawings = Reconstructions(lambda: Bundle(tmp_path, bundle.manifest, bundle.bundle_id))
@@ -105,6 +122,20 @@ def test_a_bundle_that_draws_nothing_says_why(bundle: Bundle, tmp_path: Path) ->
         drawings.close()
     assert drawing.refusal == "not_drawn"
     assert "no bundle" in drawing.why
+
+
+def test_a_process_that_ends_over_a_part_is_told(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture that takes for ever is given up, in words; nothing is kept of it."""
+    monkeypatch.setattr(reconstructions, "LIMIT_S", 0.01)
+    drawings = Reconstructions(lambda: bundle)
+    try:
+        assert drawings.of(part(bundle)).refusal == "drawing_ended"
+        assert drawings.made(part(bundle).stem) == b""
+    finally:
+        drawings.close()
+    assert "drawing_ended" in CATALOGUE
 
 
 def test_what_cannot_be_drawn_here_is_refused_by_name(
@@ -140,9 +171,13 @@ def test_a_reconstruction_is_drawn_when_it_is_asked_for(bundle: Bundle, tmp_path
         assert page.request.get(picture).status == 404  # an address alone draws nothing
         page.goto(f"{address}/reject/{kept.stem}", wait_until="commit")
         page.locator(".big").wait_for()
-        page.wait_for_timeout(1000)
-        page.keyboard.press("r")
-        page.get_by_text("as the model would have it").wait_for()
+
+        def is_asked() -> bool:
+            page.keyboard.press("r")
+            return page.locator(".tile [role=status]").inner_text() != ""
+
+        until(is_asked)
+        page.get_by_text("as the model would have it").wait_for(timeout=PATIENCE_S * 1000)
         page.wait_for_function(
             "() => { const i = document.querySelector('.big');"
             " return i.src.endsWith('/reconstruction.png') && i.complete && i.naturalWidth; }"
