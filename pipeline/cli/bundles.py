@@ -100,7 +100,7 @@ def sizes(
     categories: Annotated[int, typer.Option(help="How many categories it serves.")] = 1,
     json_file: JsonFile = None,
 ) -> None:
-    """Print parameters and FLOPs of a configuration; nothing is computed and no weight is read.
+    """Print parameters and FLOPs of a configuration beside the published ones; no weight is read.
 
     Example: assayline sizes configs/decodiff.full.yaml
     """
@@ -112,13 +112,23 @@ def sizes(
     from engines.sizes import describe
 
     parts = describe(configuration_of(load_recipe(config, {}), categories))
-    table = Table("part", "M parameters", "GFLOP per call, one image", title=str(config))
+    table = Table("part", title=f"{config}: of one image, beside what is published")
+    for name in ("M parameters", "published", "GFLOP per call", "published"):
+        table.add_column(name, justify="right")
     for part in parts:
-        held = "-" if part.parameters is None else f"{part.parameters / 1e6:.2f}"
-        table.add_row(part.name, held, f"{part.gflop:.1f}")
+        millions = None if part.parameters is None else part.parameters / 1e6
+        counts = (millions, part.published_millions, part.gflop, part.published_gflop)
+        table.add_row(part.name, *map(_counted, counts))
     out.print(table)
     if json_file:
         write_json(json_file, {"parts": [asdict(part) for part in parts]})
+
+
+def _counted(number: float | None) -> str:
+    """A count in as many digits as its source has."""
+    if number is None:
+        return "-"
+    return f"{number:,.0f}" if number >= 1000 else f"{number:,.2f}"
 
 
 def calibrate(
@@ -203,8 +213,6 @@ def evaluate(
             ),
         )
     _print_evaluation(result)
-    for line in opened.manifest.substitutions:
-        out.print(f"substitution: {line}", style="dim")
     if json_file:
         write_json(json_file, result.model_dump(mode="json"))
 
@@ -213,7 +221,7 @@ def _print_evaluation(result: Evaluation) -> None:
     """Tables that fit a terminal for people; else Markdown, ready for a README."""
     from rich.table import Table
 
-    from engines.evaluation import to_markdown
+    from engines.evaluation import origin, to_markdown
     from engines.tables import cells_of
 
     if not out.is_terminal:
@@ -227,8 +235,8 @@ def _print_evaluation(result: Evaluation) -> None:
         for cells in lines:
             table.add_row(cells[0], *cells[first:last])
         out.print(table)
-    if result.note:
-        out.print(result.note)
+    for told in filter(None, (origin(result), result.note)):
+        out.print(told, style="dim", highlight=False)
 
 
 def diagnose(

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from engines.features import build_features
 from engines.networks import build_denoiser
 from engines.recipe import configuration_of, load_recipe
-from engines.sizes import Part, describe
+from engines.sizes import FRAME, Part, describe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CATEGORIES = 15
@@ -101,6 +101,24 @@ def test_the_graphs_add_up_for_a_small_configuration() -> None:
     assert parts["features"].parameters == 692_688
     assert parts["start"].gflop >= parts["features"].gflop > 0.6
     assert parts["step"].gflop == pytest.approx(parts["denoiser"].gflop, rel=0.01)
+
+
+@pytest.mark.parametrize("recipe", ["decodiff", "glad", "d3ad"])
+def test_published_counts_stand_beside_ours(recipe: str) -> None:
+    """They agree; a ResNet is counted whole here, and there up to its third stage."""
+    known = [part for part in parts_of(recipe).values() if part.published_millions is not None]
+    assert {"encoder", "decoder", "denoiser"} <= {part.name for part in known}
+    for part in known:
+        assert part.parameters is not None
+        assert part.parameters / 1e6 == pytest.approx(part.published_millions, rel=0.03)
+        assert part.gflop == pytest.approx(part.published_gflop, rel=0.25)
+
+
+def test_a_frame_costs_what_is_published_or_what_is_named() -> None:
+    """DeCo-Diff's as published; D3AD decodes both pictures; GLAD's graph tests at every step."""
+    frames = {name: parts_of(name)[FRAME] for name in ("decodiff", "d3ad", "glad")}
+    ratios = {k: part.gflop / (part.published_gflop or 1) for k, part in frames.items()}
+    assert ratios == pytest.approx({"decodiff": 1.0, "d3ad": 1.5, "glad": 1.44}, rel=0.02)
 
 
 def test_drdc_has_two_branches_of_full_size() -> None:
