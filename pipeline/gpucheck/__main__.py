@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 from engines.contracts import BadConfig, InspectionError
-from pipeline.gpucheck.outcome import Asked, Found, NotHere, Outcome, State
+from pipeline.gpucheck.outcome import Asked, Found, NotHere, Outcome, Partly, State
 from pipeline.gpucheck.parts import PARTS
 
 
@@ -26,6 +26,8 @@ def run_part(name: str, asked: Asked) -> Outcome:
         return ended(State.NOT_HERE, Found(str(error)))
     except ModuleNotFoundError as error:
         return ended(State.NOT_HERE, Found(f"{error.name} is not installed"))
+    except Partly as error:
+        return ended(State.FAILED, error.found)
     except InspectionError as error:
         return ended(State.FAILED, Found(str(error)))
     except Exception as error:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from engines.backend import build_engine, open_backend
+import shutil
+from typing import TYPE_CHECKING
+
+from engines.backend import build_engine, engine_cache, open_backend
 from engines.contracts import EngineFault, InspectionError, ParityError
+from engines.gpu.engine_file import engine_folder
 from engines.gpu.precision import EIGHT_BITS
 from engines.parity import EPSILON, compare, open_reference
 from engines.parity_set import has_frames
 from pipeline.bench.report import Result
 from pipeline.gpucheck.bundles import TENSORRT, TIMED, frames_of, tried
 from pipeline.gpucheck.outcome import Asked, Found, NotHere
+
+if TYPE_CHECKING:
+    from engines.bundle import Bundle
 
 EXACT = "f32"  # an engine in less may disagree: it is then not used, which is no fault
 
@@ -23,7 +30,7 @@ def build(precision: str, asked: Asked) -> Found:
         if precision in EIGHT_BITS and not has_frames(bundle):
             continue  # nothing could say that eight bits are enough
         try:
-            built.append(f"{name} as {build_engine(bundle, TENSORRT, precision)}")
+            built.append(f"{name} as {_built(bundle, precision)}")
         except ParityError as error:
             gated[name] = str(error)
         except InspectionError as error:
@@ -35,6 +42,20 @@ def build(precision: str, asked: Asked) -> Found:
     if refused:
         raise EngineFault(" · ".join(f"{name}: {why}" for name, why in refused.items()))
     return Found(", ".join(built), facts=gated)
+
+
+def _built(bundle: Bundle, precision: str) -> str:
+    """The key of a bundle's engines once they load: a library may build for GPUs unlike this.
+
+    Engines that do not are not kept, so that nothing is tried on them.
+    """
+    key = build_engine(bundle, TENSORRT, precision)
+    try:
+        open_backend(bundle, TENSORRT, precision, 1).close()
+    except InspectionError:
+        shutil.rmtree(engine_folder(engine_cache(bundle), precision), ignore_errors=True)
+        raise
+    return key
 
 
 def agree(backend: str, precision: str, asked: Asked) -> Found:

@@ -36,6 +36,14 @@ class Found:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+class Partly(InspectionError):
+    """A part failed on the way; ``found`` says how, and what was found all the same."""
+
+    def __init__(self, found: Found) -> None:
+        super().__init__(found.sentence)
+        self.found = found
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A part after it ended; what is kept of it, and printed."""

@@ -14,6 +14,7 @@ from engines.scheduler import Policy, Scheduler
 from pipeline.bench.report import Result
 from pipeline.bench.turns import deepest_plan, drawn_rows, in_turns, timed_pass
 from pipeline.gpucheck.bundles import HUGE, frames_of, tried
+from pipeline.gpucheck.each import figures_of_each
 from pipeline.gpucheck.outcome import Asked, Found
 
 if TYPE_CHECKING:
@@ -27,11 +28,12 @@ STATIC = "run-to-completion, rows leave as they end"
 
 def speed(backend: str, precision: str, asked: Asked) -> Found:
     """Frames per second and latency of whole passes at the deepest plan, by batch size."""
-    results: list[Result] = []
-    for name, bundle in tried(asked, engine=(backend, precision)):
+
+    def timed(name: str, bundle: Bundle) -> Iterator[Result]:
         with open_backend(bundle, backend, precision, max(asked.batches)) as engine:
-            results += passes(name, bundle, engine, asked)
-    return Found(_best(results), tuple(results))
+            yield from passes(name, bundle, engine, asked)
+
+    return figures_of_each(tried(asked, engine=(backend, precision)), timed, _best)
 
 
 def passes(name: str, bundle: Bundle, engine: BatchedBackend, asked: Asked) -> Iterator[Result]:
@@ -54,13 +56,15 @@ def passes(name: str, bundle: Bundle, engine: BatchedBackend, asked: Asked) -> I
 
 def in_flight(backend: str, precision: str, asked: Asked) -> Found:
     """Frames per second at saturation where depths differ, against whole batches."""
-    results: list[Result] = []
-    for name, bundle in tried(asked, without=HUGE, engine=(backend, precision)):
+
+    def flown(name: str, bundle: Bundle) -> Iterator[Result]:
         with open_backend(bundle, backend, precision, 2 * max(asked.batches)) as engine:
             for batch in asked.batches:
                 frames = max(asked.frames, TURNS * batch)
-                results += compared(name, bundle, engine, batch, frames)
-    return Found(_best(results), tuple(results))
+                yield from compared(name, bundle, engine, batch, frames)
+
+    known = tried(asked, without=HUGE, engine=(backend, precision))
+    return figures_of_each(known, flown, _best)
 
 
 def compared(

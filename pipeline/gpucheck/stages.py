@@ -9,10 +9,11 @@ from engines.backend import open_backend
 from engines.bundle import GRAPHS
 from pipeline.bench.report import Result
 from pipeline.gpucheck.bundles import tried
+from pipeline.gpucheck.each import figures_of_each
 from pipeline.gpucheck.outcome import Asked, Found
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from engines.backend import BatchedBackend
     from engines.bundle import Bundle, GraphName
@@ -61,13 +62,13 @@ def stages(backend: str, precision: str, asked: Asked) -> Found:
     from engines.roof import measured_roof
 
     roof = measured_roof("f32" if precision == "f32" else "bf16")
-    results: list[Result] = []
-    for name, bundle in tried(asked, engine=(backend, precision)):
+
+    def looked_at(name: str, bundle: Bundle) -> Iterator[Result]:
         with open_backend(bundle, backend, precision, max(asked.batches)) as engine:
             timed = engine if isinstance(engine, Staged) else Rehearsed(engine)
-            results += profiled(name, bundle, timed, roof, asked)
-    best = max((r for r in results if r.name.startswith("of_roof.step.")), key=lambda r: r.ratio)
-    return Found(f"step reaches {best.ratio:.0%} of its roof at best ({best.name})", tuple(results))
+            yield from profiled(name, bundle, timed, roof, asked)
+
+    return figures_of_each(tried(asked, engine=(backend, precision)), looked_at, _nearest)
 
 
 class Rehearsed:
@@ -113,6 +114,12 @@ def _shares(tail: str, work: Work, seconds: float, roof: Roof) -> Iterator[Resul
     yield Result(f"of_peak.{tail}", rate / 1e12, "TFLOP/s", "matmul", rate / roof.operations_s)
     yield Result(f"of_memory.{tail}", moved / 1e12, "TB/s", "copy", moved / roof.bytes_s)
     yield Result(f"of_roof.{tail}", 100 * reached, "%", "the longer of both", reached)
+
+
+def _nearest(results: Sequence[Result]) -> str:
+    """The headline: the step that comes nearest to what is possible."""
+    best = max((r for r in results if r.name.startswith("of_roof.step.")), key=lambda r: r.ratio)
+    return f"step reaches {best.ratio:.0%} of its roof at best ({best.name})"
 
 
 def _shortest_ms(engine: Staged | Rehearsed, graph: GraphName, batch: int) -> dict[str, float]:
