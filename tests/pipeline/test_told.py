@@ -21,9 +21,8 @@ MANY = 3 * RECENT  # more than the signal's own file remembers
 
 @pytest.fixture
 def stream(redis_url: str, namespace: str) -> Iterator[Stream]:
-    """The stream of this test, whose clock is known."""
+    """The stream of this test."""
     with open_stream(redis_url, namespace) as opened:
-        opened.now_ns()
         yield opened
 
 
@@ -63,15 +62,17 @@ def test_a_part_is_signalled_once_however_late_it_is_read_again(
 
 
 def test_a_pass_that_is_read_after_its_gate_opens_nothing(
-    line: LineSettings, stream: Stream
+    line: LineSettings, stream: Stream, redis_url: str, namespace: str
 ) -> None:
     """The gate has rejected that part by now, and another one lies before it."""
-    with Told(stream, line, {"left": GATE_MS}) as gate:
-        gate.tell(
-            [
-                verdict(stream, 1, Decision.PASS, age_ms=2 * GATE_MS),
-                verdict(stream, 2, Decision.FAIL, age_ms=2 * GATE_MS),
-                verdict(stream, 3, Decision.PASS, age_ms=-60_000),
-            ]
-        )
+    late = [
+        verdict(stream, 1, Decision.PASS, age_ms=2 * GATE_MS),
+        verdict(stream, 2, Decision.FAIL, age_ms=2 * GATE_MS),
+        verdict(stream, 3, Decision.PASS, age_ms=-60_000),
+    ]
+    with (
+        open_stream(redis_url, namespace) as fresh,  # as that of a sink that has just begun
+        Told(fresh, line, {"left": GATE_MS}) as gate,
+    ):
+        gate.tell(late)
     assert told(line) == {"left/1-1": "UNDECIDED", "left/1-2": "FAIL", "left/1-3": "PASS"}
