@@ -20,6 +20,7 @@ COPIED = ("engines", "pipeline", "tests", "configs", "pyproject.toml", "README.m
 MACHINE = "tests/pipeline/test_stream_machine.py"
 SUITE = (
     MACHINE,
+    "tests/pipeline/test_stream.py",
     "tests/faults/test_racing_workers.py",
     "tests/faults/test_kill_worker.py",
     "tests/faults/test_frozen_workers.py",
