@@ -42,7 +42,7 @@ class Told:
 
     def __enter__(self) -> Self:
         self._record.__enter__()
-        self._stream.now_ns()  # so that its clock is known before the first verdict, often a late one
+        self._stream.now_ns()  # so that its clock is known before the first verdict: it may be late
         return self
 
     def __exit__(
