@@ -31,6 +31,7 @@ from engines.maps import gaussian_blur
 from engines.methods.fit import WHITENING_IMAGES, fit_whitenings, seeds_of
 from engines.methods.latent import LatentMethod
 from engines.metrics import auroc
+from engines.substitutions import told_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,9 +69,10 @@ class CurvePoint(BaseModel):
 
 
 class Diagnosis(BaseModel):
-    """All three measurements."""
+    """All three measurements, and what they are of."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    origin: str  # method, bundle and substitutions, in one sentence
     evidence: tuple[Piece, ...]
     codec: tuple[CodecError, ...]
     curve: tuple[CurvePoint, ...]
@@ -113,7 +115,13 @@ def diagnose(
     good = _good_images(bundle, data, names) if snapshots else {}
     points = _curve(method, snapshots, shown, good, progress)
     curve = sorted(points, key=lambda point: names.index(point.category))
-    return Diagnosis(evidence=tuple(pieces), codec=tuple(errors), curve=tuple(curve))
+    held = bundle.manifest
+    return Diagnosis(
+        origin=told_of(held.method, bundle.bundle_id, "torch:f32", held.substitutions),
+        evidence=tuple(pieces),
+        codec=tuple(errors),
+        curve=tuple(curve),
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

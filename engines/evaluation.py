@@ -30,6 +30,7 @@ from engines.inspector import Inspector, Part, inspect_all
 from engines.mosaic import Mosaic
 from engines.plots import artist
 from engines.scheduler import Policy, Scheduler
+from engines.substitutions import told_of
 from engines.tables import Measured, Number, Table, markdown_of, table_of
 
 if TYPE_CHECKING:
@@ -84,14 +85,9 @@ def to_markdown(evaluation: Evaluation) -> str:
 
 def origin(evaluation: Evaluation) -> str:
     """What was measured, in one sentence that goes wherever its numbers go."""
-    return _origin(
+    return told_of(
         evaluation.method, evaluation.bundle_id, evaluation.backend, evaluation.substitutions
     )
-
-
-def _origin(method: str, bundle_id: str, backend: str, substitutions: Sequence[str]) -> str:
-    named = f"substitutions: {'; '.join(substitutions)}" if substitutions else "as published"
-    return f"{method} (bundle {bundle_id}, {backend}), {named}."
 
 
 def evaluate(
@@ -138,7 +134,7 @@ def evaluate_on(
     """As ``evaluate``, on a backend that is open already."""
     known_as = (bundle.manifest.method, bundle.bundle_id, backend.key)
     substitutions = bundle.manifest.substitutions
-    draw = artist(plot, _origin(*known_as, substitutions)) if plot else None
+    draw = artist(plot, told_of(*known_as, substitutions)) if plot else None
     size = bundle.frame_size
     tests = _tests(data_root, categories, size)
     calibrations = {name: _usable_calibration(bundle, backend, name) for name in tests}

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from engines.contracts import BY_PATH
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from engines.recipe import TrainSettings
 
 OWN_FEATURES = "efficientnet-lite0"  # of the feature codec, unless others are named
@@ -46,6 +48,12 @@ def substitutions_of(settings: TrainSettings, categories: int) -> list[str]:
         "unknown category by label dropout (extension)",
         "clips and scales fitted on held-out good images",
     ]
+
+
+def told_of(method: str, bundle_id: str, backend: str, substitutions: Sequence[str]) -> str:
+    """What numbers are of, in one sentence that goes wherever they go."""
+    named = "; ".join(substitutions) or "none named"
+    return f"{method} (bundle {bundle_id}, {backend}), substitutions: {named}."
 
 
 def looks_by(settings: TrainSettings) -> str | None:

@@ -284,6 +284,7 @@ def diagnose(
         curve.add_row(point.category, str(point.step), found)
     out.print(codec)
     out.print(curve)
+    out.print(result.origin, style="dim", highlight=False)
     if json_file:
         write_json(json_file, result.model_dump(mode="json"))
 

@@ -167,7 +167,7 @@ def test_charts_are_written_for_whatever_there_is(
     """With one class only, or a single image of each, nothing fails; curves need both."""
     shown = [m for m in measured if m.item.defect == kept] or measured[3:5]
     row = category_row(shown, SIZE)
-    draw_charts(tmp_path, "nut", shown, row, SIZE, origin="GLAD, as published.")
+    draw_charts(tmp_path, "nut", shown, row, SIZE, origin="GLAD, substitutions: none named.")
     kinds = {"scores", "depth"} | (set() if kept else {"curves"})
     assert {path.stem for path in tmp_path.iterdir()} == {f"nut_{kind}" for kind in kinds}
     for path in tmp_path.iterdir():

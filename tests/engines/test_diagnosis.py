@@ -114,6 +114,11 @@ def test_the_evidence_of_every_category_is_weighed(found: Diagnosis) -> None:
     ]
 
 
+def test_a_diagnosis_says_what_it_is_of(found: Diagnosis) -> None:
+    """Method, bundle and substitutions stand beside the numbers."""
+    assert found.origin == "DeCo-Diff (bundle tiny, torch:f32), substitutions: none named."
+
+
 def test_a_run_without_snapshots_has_no_curve(run: Run, tmp_path: Path) -> None:
     """Codec and evidence are measured all the same."""
     found = diagnose(run.bundle, tmp_path, run.data)
