@@ -8,7 +8,10 @@ import shutil
 import subprocess
 from typing import Any
 
-from engines.contracts import InspectionError
+from engines.contracts import EngineFault, InspectionError
+from engines.gpu.cuda_driver import load_driver
+from engines.gpu.device import Unavailable
+from engines.gpu.device_cuda import compute_capability
 from pipeline.gpucheck.outcome import Asked, Found, NotHere
 
 QUERY = ("name", "driver_version", "compute_cap", "memory.total")
@@ -71,29 +74,18 @@ def facts_of(answer: str) -> dict[str, Any]:
 def _by_driver() -> dict[str, Any]:
     """By CUDA's driver itself, through its Python bindings."""
     try:
-        cuda = importlib.import_module("cuda.bindings.driver")
-        (code,) = cuda.cuInit(0)
-    except ImportError as error:
-        raise NotHere("cuda-bindings is not installed") from error
-    except Exception as error:
-        raise NotHere(f"CUDA's driver library does not load ({type(error).__name__})") from error
-    if int(code):
-        raise NotHere(f"CUDA's driver answers {code.name}")
-    _, device = cuda.cuDeviceGet(0)
-    attribute = cuda.CUdevice_attribute
-    major, minor = (
-        cuda.cuDeviceGetAttribute(kind, device)[1]
-        for kind in (
-            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-        )
-    )
-    return {
-        "gpu": cuda.cuDeviceGetName(128, device)[1].decode().strip("\0"),
-        "driver": str(cuda.cuDriverGetVersion()[1]),
-        "compute_capability": f"{major}{minor}",
-        "memory_gib": round(cuda.cuDeviceTotalMem(device)[1] / 2**30, 1),
-    }
+        driver = load_driver()
+        device = driver("cuDeviceGet", 0)
+        major, minor = compute_capability(driver, device)
+        version = int(driver("cuDriverGetVersion"))  # 12080 is 12.8
+        return {
+            "gpu": driver("cuDeviceGetName", 128, device).decode().strip("\0"),
+            "driver": f"of CUDA {version // 1000}.{version % 1000 // 10}",
+            "compute_capability": f"{major}{minor}",
+            "memory_gib": round(driver("cuDeviceTotalMem", device) / 2**30, 1),
+        }
+    except (Unavailable, EngineFault) as error:
+        raise NotHere(str(error)) from error
 
 
 def _by_torch() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from engines.contracts import BadConfig, BadData, EngineFault
+from engines.gpu.device import Unavailable
 from pipeline.bench.report import Result
 from pipeline.gpucheck import (
     Asked,
@@ -20,6 +21,7 @@ from pipeline.gpucheck import (
     Outcome,
     State,
     check,
+    machine,
     run_gpu_check,
 )
 from pipeline.gpucheck.__main__ import run_part
@@ -192,6 +194,34 @@ def test_a_gpu_tells_its_name_and_size() -> None:
     }
     with pytest.raises(NotHere, match="lists no GPU"):
         facts_of("No devices were found\n")
+
+
+def test_a_driver_tells_what_nvidia_smi_would(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an image without nvidia-smi; what the driver refuses is a reason, not a failure."""
+    answers = {
+        "cuDeviceGet": 0,
+        "cuDeviceGetName": b"NVIDIA H200\0\0",
+        "cuDriverGetVersion": 12080,
+        "cuDeviceTotalMem": 141 << 30,
+    }
+
+    def silent() -> None:
+        raise NotHere("it is not installed")
+
+    for name in ("_by_smi", "_by_torch"):
+        monkeypatch.setattr(machine, name, silent)
+    monkeypatch.setattr(machine, "load_driver", lambda: lambda name, *_: answers[name])
+    monkeypatch.setattr(machine, "compute_capability", lambda *_: (9, 0))
+    assert machine.gpu(asked).sentence == "NVIDIA H200, 141.0 GiB, sm_90, driver of CUDA 12.8"
+
+    def refuse() -> None:
+        raise Unavailable("cuda-bindings finds no GPU: start nvidia-fabricmanager")
+
+    monkeypatch.setattr(machine, "load_driver", refuse)
+    with pytest.raises(NotHere, match=r"no NVIDIA GPU: .*start nvidia-fabricmanager"):
+        machine.gpu(asked)
 
 
 def test_tests_that_were_skipped_say_why(tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ Result cuMemGetInfo_v2(size_t* free, size_t* total)
     *free = memory_bytes / 2;
     return OK;
 }
+Result cuDeviceTotalMem_v2(size_t* total, int) { *total = memory_bytes; return OK; }
 Result cuMemAlloc_v2(Address* address, size_t size)
 {
     ENTER;
