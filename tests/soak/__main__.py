@@ -12,8 +12,11 @@ import sys
 from pathlib import Path
 
 from tests.soak.drawing import draw
-from tests.soak.fit import summary
+from tests.soak.fit import FILLING, summary
 from tests.soak.running import soak
+
+
+TOLD_FROM = 4 * FILLING
 
 
 def main() -> int:
@@ -40,6 +43,8 @@ def main() -> int:
         )
     print(f"  redis    {told['redis_bytes']['per_frame']:+9.2f} bytes per frame by its own count")
     print(f"  latency  {told['latency_ms']}")
+    if told["frames"] < TOLD_FROM:
+        print(f"  what is remembered still fills: slopes tell something from {TOLD_FROM} frames on")
     for wrong in told["wrongs"]:
         print(f"WRONG: {wrong}")
     return 1 if told["wrongs"] else 0
