@@ -15,7 +15,6 @@ from tests.soak.drawing import draw
 from tests.soak.fit import FILLING, summary
 from tests.soak.running import soak
 
-
 TOLD_FROM = 4 * FILLING
 
 
