@@ -20,7 +20,7 @@ from pipeline.dashboard.texts import CATALOGUE, Speech
 from pipeline.outputs.archive import Archive
 from pipeline.recording import read_verdicts
 from pipeline.stream import VerdictDelivery
-from tests.pipeline.pages import NEEDS_BROWSER, Running, running_line, visiting
+from tests.pipeline.pages import NEEDS_BROWSER, Running, running_line, until, visiting
 from tests.tiny_line import CATEGORY, shared_bundle
 
 
@@ -161,11 +161,14 @@ def test_a_reject_can_be_looked_at_and_stepped_through(line: Running) -> None:
         was = page.url
         page.keyboard.press("ArrowRight")
         page.wait_for_url(lambda url: url != was and "/reject/left/" in url)
-        page.get_by_role("button", name=re.compile("map", re.I)).first.click()
-        page.wait_for_url(lambda url: url.endswith("view=map"))
-        page.locator(".press.chosen", has_text=re.compile("map", re.I)).wait_for()
+
+        def is_map() -> bool:  # a press before the new page is connected is lost
+            page.get_by_role("button", name=re.compile("map", re.I)).first.click()
+            return page.url.endswith("view=map")
+
+        until(is_map)
         was = page.url
-        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowLeft")  # there was a newer one
         page.wait_for_url(lambda url: url != was and url.endswith("view=map"))
         page.goto(f"{line.address}/reject?lang=de", wait_until="commit")
         page.get_by_text("Werte je").or_(page.get_by_text("Zeiten je Stufe")).wait_for()
