@@ -137,6 +137,7 @@ class Intake:
         elif slot := self._ring.put(frame.frame_id, frame.image):
             self._admit(frame, slot)
         else:
+            self._credits = 0  # more were counted than there are places: who is open is asked anew
             self._refuse(head, Reason.OVERRUN)
 
     def _admit(self, frame: FrameEntry, slot: bytes = b"") -> None:
@@ -146,6 +147,7 @@ class Intake:
             if self._camera.overrun == "wait":  # its source waits until there is room
                 raise
             self._note_full(error)  # nobody waits for room until the part is at its gate
+            self._credits = 0  # with the next look its place in the ring is free again
             self._refuse(head_of(frame), Reason.TRANSPORT)
             return
         self._is_full = False

@@ -12,16 +12,18 @@ from tests.faults.conftest import StubLine
 from tests.faults.invariants import require_sound
 from tests.faults.servers import HurtServer
 from tests.faults.standing import standing
+from tests.stub_line import stub_camera
 
 FULL_S = 3.0
 
 
+@pytest.mark.parametrize("transport", ["inline", "shared"])
 def test_a_full_server_stops_no_process_and_loses_no_part(
-    stub_line: StubLine, hurt: HurtServer, monkeypatch: pytest.MonkeyPatch
+    stub_line: StubLine, hurt: HurtServer, monkeypatch: pytest.MonkeyPatch, transport: str
 ) -> None:
     """Nobody can beat, so nobody is taken for hung; what comes meanwhile is answered at once."""
     monkeypatch.setattr(crew, "SILENT_S", 1.0)
-    with standing(stub_line(), hurt) as here:
+    with standing(stub_line(cameras=[stub_camera(transport=transport)]), hurt) as here:
         before = {role: here.pids(role) for role in ("ingest", "inspect", "sink")}
         here.wait_captured(10)
         hurt.fill()

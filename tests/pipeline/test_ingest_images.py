@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.contracts import Frame, UInt8
+from engines.contracts import Frame, Reason, UInt8
 from engines.images import read_image, to_model_input
 from pipeline import intake
 from pipeline.config import ArchiveSettings, SinkSettings
@@ -81,6 +81,24 @@ def test_a_killed_ingest_leaves_its_images_to_the_next(tmp_path: Path) -> None:
             image = entry_from(delivery.fields, fetch).image
             np.testing.assert_array_equal(image, to_model_input(good_part(number, (32, 48)), SIZE))
         stream.close()
+    remove_shared(tmp_path)
+
+
+def test_a_full_server_costs_no_place_in_the_ring(tmp_path: Path) -> None:
+    """Parts that it had no room for are answered, and their places are free for those after."""
+    ring = FrameRing(shared_path(tmp_path, "left", FRAMES), 2, SIZE[0] * SIZE[1] * 3)
+    with embedded_server(tmp_path / "server") as url:
+        stream, journal, taking = intake_on(url, tmp_path, credits=2, overrun="reject", ring=ring)
+        with journal:
+            stream._commands.config_set("maxmemory", 1)
+            full = [taking.take(frame(number)).frame_id for number in range(5)]
+            stream._commands.config_set("maxmemory", 0)
+            taken = taking.take(frame(5)).frame_id
+        told = {one.verdict.frame_id: one.verdict.reason for one in stream.tail_verdicts("left", 9)}
+        assert told == dict.fromkeys(full, Reason.TRANSPORT)
+        assert stream.open_ids("left") == [taken]
+        stream.close()
+    ring.close()
     remove_shared(tmp_path)
 
 
