@@ -99,10 +99,10 @@ def run_round(number: int, seed: int, seconds: float, folder: Path, bundle: Path
     with server, standing(line, server, networked=has_network) as here:
         until = time.monotonic() + seconds
         with _watched(here, shown, began), watched_gates(here) as onlooker:
-            while time.monotonic() < until:
+            while time.monotonic() < until and not shown.wrongs:
                 time.sleep(rng.uniform(*QUIET_S))
                 kind = drawn(rng, has_network=has_network, has_clock=has_clock)
-                shown.hurts.append(_hurt(here, kind, rng, began))
+                _hurt(here, shown, kind, rng, began)
                 if bundle is not None:  # its engine takes long to load: else none may be left
                     here.wait_whole()
             _weigh_gates(shown, onlooker, began)
@@ -162,12 +162,18 @@ def _write_stricter(bundle: Path, other: Path) -> None:
     path.write_text(json.dumps(told))
 
 
-def _hurt(here: Standing, kind: str, rng: random.Random, began: float) -> Hurt:
+def _hurt(here: Standing, shown: Round, kind: str, rng: random.Random, began: float) -> None:
+    """Do it and wait for the line; one that is never well again ends the round, and is told."""
     one, at_s = INJURIES[kind], time.monotonic()
-    one.hurt(here, rng)
-    took_s = time.monotonic() - at_s
+    try:
+        one.hurt(here, rng)
+        took_s = time.monotonic() - at_s
+        recovery_s = here.recovery_s()
+    except AssertionError as error:
+        shown.wrongs.append(f"{kind}, {at_s - began:.0f} s after the start: {error}")
+        return
     bound_s = one.bound_s + (here.load_s if one.reloads else 0.0)
-    return Hurt(at_s - began, kind, here.recovery_s(), bound_s, took_s)
+    shown.hurts.append(Hurt(at_s - began, kind, recovery_s, bound_s, took_s))
 
 
 @contextmanager
