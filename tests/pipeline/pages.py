@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -21,13 +20,13 @@ import pytest
 from pipeline.lanes import Lane
 from pipeline.pulse import Pulse
 from tests.tiny_line import shared_bundle, write_line, write_parts
+from tests.waiting import PATIENCE_S, wait_for
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 CHROMIUM = Path("/usr/bin/chromium")
 NEEDS_BROWSER = pytest.mark.skipif(not CHROMIUM.exists(), reason="chromium is not installed")
-PATIENCE_S = 90.0
 PAGES = {  # what is there once a page is whole
     "/": "a.reject",
     "/reject": ".stage img",
@@ -134,9 +133,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(holds: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
-    """Look until it holds, or fail."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not come to hold in time"
-        time.sleep(0.05)
+def until(holds: Callable[[], bool]) -> None:
+    """Look until it holds, or fail, at a pace that leaves a browser its processor."""
+    wait_for(holds, look_s=0.05)

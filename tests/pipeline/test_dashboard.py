@@ -5,8 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +27,7 @@ from pipeline.server import embedded_server
 from pipeline.stream import Ledger, Stream, open_stream
 from pipeline.wire import FrameEntry
 from tests.pipeline.pages import cameras_alive
+from tests.waiting import wait_for
 
 NOW = 1_800_000_000 * SECOND_NS
 CHROMIUM = Path("/usr/bin/chromium")
@@ -272,7 +272,7 @@ def test_the_feed_agrees_with_the_ledger_and_leaves_no_group(
         try:
             epoch = stream.begin_epoch("left")
             inspect_parts(stream, "left", epoch, range(1, 31))
-            wait_until(lambda: feed.view.answered == 30 and len(feed.view.rejects) == 4)
+            wait_for(lambda: feed.view.answered == 30 and len(feed.view.rejects) == 4)
             view = feed.view
             assert (view.failed, view.undecided, view.residual) == (4, {"deadline": 1}, 0)
             assert sum(frames for _, frames in view.depth) == 29
@@ -291,9 +291,9 @@ def test_a_lost_server_is_said_and_its_return_is_seen(namespace: str, tmp_path: 
         reader.start()
         with open_stream(url, namespace) as stream:
             inspect_parts(stream, "left", stream.begin_epoch("left"), range(1, 4))
-        wait_until(lambda: feed.view.passed == 3)
+        wait_for(lambda: feed.view.passed == 3)
     try:
-        wait_until(lambda: feed.server_lost)
+        wait_for(lambda: feed.server_lost)
         assert feed.view.passed == 3
         with (
             embedded_server(tmp_path / "redis") as url,
@@ -301,20 +301,12 @@ def test_a_lost_server_is_said_and_its_return_is_seen(namespace: str, tmp_path: 
             open_stream(url, namespace) as stream,
         ):
             inspect_parts(stream, "left", stream.begin_epoch("left"), range(1, 3))
-            wait_until(lambda: feed.view.passed == 2)
-            wait_until(lambda: feed.view.state is LineState.CAMERA_STARVING)  # the right one
+            wait_for(lambda: feed.view.passed == 2)
+            wait_for(lambda: feed.view.state is LineState.CAMERA_STARVING)  # the right one
     finally:
         stop.set()
         reader.join(10)
     assert not reader.is_alive()
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Look until it holds, or fail."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not come to hold in time"
-        time.sleep(0.02)
 
 
 SERVE = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pipeline.sink import run_sink
 from pipeline.stream import Stream, open_stream
 from pipeline.wire import FrameEntry
 from tests.tiny_line import good_part
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -64,14 +65,6 @@ def sinking(line: LineSettings) -> Iterator[None]:
         thread.join()
     if errors:
         raise errors[0]
-
-
-def wait_for(what: Callable[[], object]) -> None:
-    """Return once it is true."""
-    until = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < until, "it never happened"
-        time.sleep(0.01)
 
 
 def undecided(number: int, reason: Reason = Reason.OVERRUN) -> Verdict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from tests.tiny_line import (
     shared_bundle,
     write_tiny_bundle,
 )
+from tests.waiting import wait_for
 
 GATE_NS = 60_000_000_000
 
@@ -107,14 +108,6 @@ def entry(stream: Stream, number: int, image: UInt8, camera: str = "left") -> Fr
         frame_size=(image.shape[0], image.shape[1]),
         crop=(0, 0, image.shape[1], image.shape[0]),
     )
-
-
-def wait_for(what: Callable[[], object]) -> None:
-    """Return once it is true."""
-    until = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < until, "it never happened"
-        time.sleep(0.01)
 
 
 def answered(stream: Stream, count: int, camera: str = "left") -> dict[str, VerdictDelivery]:
