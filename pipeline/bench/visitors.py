@@ -7,6 +7,7 @@ few seconds how far it has read, which is all that the server sees of a real one
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import threading
@@ -25,7 +26,6 @@ SOCKET = "/_nicegui_ws/socket.io"
 JOINED = re.compile(r"""["']client_id["']:\s*["']([^"']+)["'].*?["']next_message_id["']:\s*(\d+)""")
 ACKNOWLEDGE_S = 3.0
 PATIENCE_S = 30.0
-NICENESS = 19
 
 
 class Crowd:
@@ -105,7 +105,8 @@ def visiting(address: str, count: int) -> Iterator[Crowd]:
 
     def attend(closing: threading.Event) -> None:
         # Real ones sit at other machines: what they do themselves may not be felt on this one.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        with contextlib.suppress(OSError):  # a container may forbid it
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         asyncio.run(crowd.attend(address, closing))
 
     with Lane("visitors", attend) as lane:

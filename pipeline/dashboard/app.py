@@ -6,7 +6,6 @@ one from being trimmed. Everything the page needs is in the wheel: no request le
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import threading
@@ -42,7 +41,7 @@ def run_dashboard(
     from pipeline.dashboard.web import build_app, serve
 
     token = settings.dashboard.secret("dashboard")
-    _give_way()
+    os.nice(NICENESS)
     desk, done = Desk(settings), threading.Event()
     app = Doorkeeper(build_app(desk), token)
     reader = threading.Thread(target=desk.run, args=(done,), name="feed", daemon=True)
@@ -53,10 +52,3 @@ def run_dashboard(
         finally:
             done.set()
             reader.join(timeout=5)
-
-
-def _give_way() -> None:
-    """Inspection comes first: a smaller share, and whoever wakes here pushes no part aside."""
-    os.nice(NICENESS)
-    with contextlib.suppress(OSError):  # a container may forbid it
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
