@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SHOWN = 12  # flips of each kind
 AUDITED = 20
+LOOK_S = 1.0  # at a history that is still empty
 FIGURES = (("fails_now", ""), ("fails_then", ""), ("to_fail", "fail"), ("to_pass", "pass"))
 LEAST, MOST, STEP = 0.02, 8.0, 0.02  # of the slider, in surprise
 
@@ -66,6 +67,7 @@ class _Threshold:
             self._audit = ui.refreshable(self._draw_audit)
             self._audit()
         self._choose(self._key)
+        ui.timer(LOOK_S, self._look_again)
 
     def _used(self, keys: list[str]) -> str:
         """The entry that the newest verdicts were judged by, or the first."""
@@ -165,6 +167,12 @@ class _Threshold:
         return self._desk.history.of(
             backend, [one for one in named if bundle.category_name(one) == category]
         )
+
+    def _look_again(self) -> None:
+        """A page that is opened before the first verdict has its answer as soon as there is one."""
+        if self._found is None:
+            self._judged = self._history(self._key)
+            self._answer()
 
     # -- what is answered ------------------------------------------------------------------------
 
