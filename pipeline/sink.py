@@ -51,12 +51,13 @@ def run_sink(settings: LineSettings, stop: threading.Event) -> None:
         open_stream(url, namespace) as stream,
         closing(Pulse(url, namespace)) as pulse,
         Acted(settings.run_dir / "sink.acted") as acted,
-        Told(stream, settings, gates_ms) as told,
+        Acted(settings.run_dir / "sink.told") as signalled,
         Lane("gate", GateKeeper(stream, *keeping).run) as gate,
         _soundings(stream, pulse, settings),
     ):
         group = f"{ROLE}:{settings.line}"
         inbox = Inbox(stream, settings.camera_names, group, acted, stop, gates_ms=gates_ms)
+        told = Told(stream, settings, gates_ms, signalled)
         signs = Signs(gate, pulse, told, name_of_process())
         with open_outputs(settings) as outputs:
             distribute(inbox, signs, outputs)

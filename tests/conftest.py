@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, settings
 
+from engines.contracts import EngineFault
+from engines.gpu.device import open_device
 from pipeline.server import embedded_server
 
 # Before anybody imports torch: tests run side by side, and threads of one would only wait for a
@@ -32,3 +34,12 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def namespace() -> str:
     """A namespace that no other test uses."""
     return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def gpu() -> None:
+    """Skips, with the reason, where there is no GPU."""
+    try:
+        open_device().close()
+    except EngineFault as reason:
+        pytest.skip(str(reason))

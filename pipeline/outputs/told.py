@@ -9,8 +9,7 @@ those, since nobody told it anything; a PASS that came now would stand beside an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from engines.contracts import Decision, Reason, Verdict
 from pipeline.acted import Acted
@@ -25,12 +24,13 @@ class Told:
     """The signal to the gate, and on disk the newest parts that it was told of."""
 
     def __init__(
-        self, stream: Stream, settings: LineSettings, gates_ms: Mapping[str, float]
+        self, stream: Stream, settings: LineSettings, gates_ms: Mapping[str, float], record: Acted
     ) -> None:
         self._stream = stream
         self._gates_ms = gates_ms
-        self._record = Acted(settings.run_dir / "sink.told")
+        self._record = record
         self.reject = _reject_signal(settings)
+        stream.now_ns()  # so that its clock is known before the first verdict: it may be late
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
         """Signal those that were not; what is signalled together the signal's file remembers."""
@@ -39,19 +39,6 @@ class Told:
             told = [self._in_time(verdict) for verdict in fresh[first : first + TOGETHER]]
             self.reject.signal(*told)
             self._record.add({verdict.frame_id: str(verdict.decision) for verdict in told})
-
-    def __enter__(self) -> Self:
-        self._record.__enter__()
-        self._stream.now_ns()  # so that its clock is known before the first verdict: it may be late
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._record.__exit__(kind, error, trace)
 
     def _in_time(self, verdict: Verdict) -> Verdict:
         """The verdict as the gate may hear it."""

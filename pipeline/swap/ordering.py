@@ -6,16 +6,15 @@ into the cache that the workers read, and checked against the line.
 
 from __future__ import annotations
 
-import fcntl
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.bundle import open_bundle
 from engines.contracts import BadConfig
+from pipeline.alone import alone
 from pipeline.loading import calibrated, loaded
 from pipeline.swap.following import Swapped, ordered
 from pipeline.swap.opening import require_fit
@@ -93,18 +92,7 @@ def _in_force(settings: LineSettings) -> Wanted:
     )
 
 
-@contextmanager
-def _alone(settings: LineSettings) -> Iterator[None]:
+def _alone(settings: LineSettings) -> AbstractContextManager[None]:
     """One order at a time; BadConfig where another command is giving one."""
-    folder = settings.run_dir / FOLDER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("wb")
-    except OSError as error:
-        raise BadConfig(f"{folder} cannot be written: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadConfig(f"another swap of line {settings.line} is under way") from None
-        yield
+    sentence = f"another swap of line {settings.line} is under way"
+    return alone(settings.run_dir / FOLDER / "lock", sentence)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from pipeline.stream import open_stream
 from tests.faults.conftest import StubLine
 from tests.faults.invariants import require_sound
 from tests.faults.servers import HurtServer
-from tests.faults.standing import PATIENCE_S, Standing, standing
+from tests.faults.standing import Standing, standing
 from tests.stub_line import stub_camera, write_stub_bundle
+from tests.waiting import wait_for
 
 DRAIN_S = 2.0
 ENDED_S = 30.0  # for processes whose verdicts are all given, on a busy machine
@@ -130,7 +131,7 @@ def test_roles_that_are_told_to_end_at_one_moment_all_end_in_order(
     roles = (("sink",), ("inspect",), ("ingest", "--camera", "left"))
     with open_stream(hurt.url, load_line(line).redis.namespace) as stream:
         with alone(line, hurt.url, roles) as processes:
-            _wait_passed(lambda: stream.ledger("left").passed, 100)
+            wait_for(lambda: stream.ledger("left").passed >= 100)
             for process in processes:
                 process.send_signal(signal.SIGTERM)
             codes = [process.wait(ENDED_S) for process in processes]
@@ -146,7 +147,7 @@ def test_the_command_that_runs_a_line_ends_in_order(stub_line: StubLine) -> None
     command = [sys.executable, "-m", "pipeline", "run", str(line)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            _wait_passed(lambda: record.read_bytes().count(b"\n") if record.exists() else 0, 100)
+            wait_for(lambda: record.exists() and record.read_bytes().count(b"\n") >= 100)
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=ENDED_S)
         finally:
@@ -154,10 +155,3 @@ def test_the_command_that_runs_a_line_ends_in_order(stub_line: StubLine) -> None
     assert process.returncode == ExitCode.OK
     acted = record.read_bytes().splitlines()
     assert len({json.loads(one)["frame_id"] for one in acted}) == len(acted)
-
-
-def _wait_passed(count: Callable[[], int], least: int) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while count() < least:
-        assert time.monotonic() < until, "the line did not get so far"
-        time.sleep(0.02)

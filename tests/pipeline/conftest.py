@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from redis import Redis, exceptions
 
+from pipeline.gpucheck import Asked
 from pipeline.server import embedded_server
 from pipeline.stream import Stream, open_stream
 
@@ -71,3 +72,11 @@ def _is_up(server: subprocess.Popen[bytes], port: int) -> bool:
             except exceptions.RedisError:
                 time.sleep(0.01)
     return False
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Asked:
+    """A check that writes below the test's own folder."""
+    found = Asked(tmp_path / "check", batches=(1, 2), rounds=1, frames=4)
+    found.write()
+    return found

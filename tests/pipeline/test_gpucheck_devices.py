@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from engines.contracts import EngineFault
 from engines.gpu import device_checked
 from engines.gpu.checked_kernels import moved
-from engines.gpu.device import Device, Grid, Kernel, Unavailable, open_device
+from engines.gpu.device import Device, Grid, Kernel, Unavailable
 from engines.gpu.device_checked import CheckedDevice
 from engines.gpu.lease import Lease
 from pipeline.gpucheck import Asked, NotHere, devices
@@ -31,12 +30,6 @@ def opening(monkeypatch: pytest.MonkeyPatch, made: Device | Unavailable) -> None
 
     monkeypatch.setattr(devices, "import_module", lambda _: SimpleNamespace(open_device=opened))
     monkeypatch.setattr(devices, "WIDTHS", NARROW)
-
-
-@pytest.fixture
-def asked(tmp_path: Path) -> Asked:
-    """A check whose folder is not used."""
-    return Asked(tmp_path)
 
 
 @pytest.mark.parametrize("has_graphs", [True, False])
@@ -98,15 +91,6 @@ def test_memory_without_end_is_a_fault() -> None:
 
     with pytest.raises(EngineFault, match="gives more memory than it has"):
         require_refusal(Endless(1 << 22))
-
-
-@pytest.fixture
-def gpu() -> None:
-    """Skips, with the reason, where there is no GPU."""
-    try:
-        open_device().close()
-    except EngineFault as reason:
-        pytest.skip(str(reason))
 
 
 @pytest.mark.gpu

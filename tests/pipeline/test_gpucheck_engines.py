@@ -35,16 +35,6 @@ from pipeline.gpucheck.speed import compared, passes
 from pipeline.gpucheck.stages import Rehearsed, profiled
 
 ROOT = Path(__file__).parents[2]
-DRIVER = Path("/proc/driver/nvidia/version")
-RESULT = Result("speed.demo.torch-cuda:bf16.b8", 5000.0, "frames/s", "batch 1", 4.0)
-
-
-@pytest.fixture
-def asked(tmp_path: Path) -> Asked:
-    """A check that writes below the test's own folder."""
-    found = Asked(tmp_path / "check", batches=(1, 2), rounds=1, frames=4)
-    found.write()
-    return found
 
 
 def test_figures_come_from_calls(asked: Asked) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines.contracts import Decision, Verdict
+from pipeline.acted import Acted
 from pipeline.config import LineSettings
 from pipeline.outputs.reject import RECENT
 from pipeline.outputs.told import Told
@@ -56,8 +57,8 @@ def test_a_part_is_signalled_once_however_late_it_is_read_again(
     """A sink that died with a full queue reads hundreds again; the gate hears of none of them."""
     verdicts = [verdict(stream, number, Decision.FAIL) for number in range(MANY)]
     for _ in range(2):
-        with Told(stream, line, {"left": GATE_MS}) as gate:
-            gate.tell(verdicts)
+        with Acted(line.run_dir / "sink.told") as record:
+            Told(stream, line, {"left": GATE_MS}, record).tell(verdicts)
     assert json.loads((line.run_dir / "reject.json").read_text())["sequence"] == MANY
 
 
@@ -72,7 +73,7 @@ def test_a_pass_that_is_read_after_its_gate_opens_nothing(
     ]
     with (
         open_stream(redis_url, namespace) as fresh,  # as that of a sink that has just begun
-        Told(fresh, line, {"left": GATE_MS}) as gate,
+        Acted(line.run_dir / "sink.told") as record,
     ):
-        gate.tell(late)
+        Told(fresh, line, {"left": GATE_MS}, record).tell(late)
     assert told(line) == {"left/1-1": "UNDECIDED", "left/1-2": "FAIL", "left/1-3": "PASS"}

@@ -12,7 +12,7 @@ from engines.backend import start_inputs
 from engines.backend_tensorrt import TensorRtBackend
 from engines.bundle import GRAPHS, Manifest, open_bundle
 from engines.contracts import EngineFault
-from engines.gpu.device import Unavailable, open_device
+from engines.gpu.device import Unavailable
 from engines.gpu.device_checked import CheckedDevice
 from engines.gpu.graph_run import STAGES
 from tests.engines.gpu.copying_engines import copying_worker
@@ -61,15 +61,6 @@ def test_what_comes_out_went_in(manifest: Manifest, *, has_graphs: bool) -> None
     device = CheckedDevice(has_graphs=has_graphs)
     require_worker(copying_worker(device, manifest, CAPACITY), manifest, has_graphs=has_graphs)
     assert not device.hazards
-
-
-@pytest.fixture
-def gpu() -> None:
-    """Skips, with the reason, where there is no GPU."""
-    try:
-        open_device().close()
-    except EngineFault as reason:
-        pytest.skip(str(reason))
 
 
 @pytest.mark.gpu
