@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -49,10 +51,20 @@ class Lane:
                 raise InspectionError(f"thread {self._thread.name} did not end in {JOIN_S:.0f} s")
 
     def _guarded(self) -> None:
+        _show_name(self._thread.name)
         try:
             self._run(self.closing)
         except BaseException as error:
             self._error = error
+
+
+def _show_name(name: str) -> None:
+    """Name the calling thread for the system too, so that ``top -H`` says who works (Linux).
+
+    Threads that it starts, as an engine does, inherit the name.
+    """
+    with contextlib.suppress(OSError):
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name[:15])
 
 
 def outlasting_loss(role: str, give_up: threading.Event) -> Retrying:

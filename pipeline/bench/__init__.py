@@ -35,7 +35,7 @@ class Asked:
     frames: int = 200  # through the line
     rate_hz: float = 5.0  # of each camera, for `capacity`
     gate_ms: float = 500.0
-    full: bool = False  # `scheduler`: as many frames as its promises name
+    full: bool = False  # `scheduler`, `line`: as many frames as their promises name
     folder: Path = FOLDER  # where reports are kept
     bundles: tuple[Path, ...] = ()  # to compare, for `presets`
     backend: str = CPU  # `engine`: the one that is measured
@@ -95,9 +95,9 @@ def _scheduler(asked: Asked) -> Report:
 
 
 def _line(asked: Asked) -> Report:
-    from pipeline.bench.line import bench_line
+    from pipeline.bench.line import FULL, bench_line
 
-    return bench_line(asked.bundle, asked.frames)
+    return bench_line(asked.bundle, asked.frames, loaded_frames=FULL if asked.full else None)
 
 
 def _capacity(asked: Asked) -> Report:

@@ -6,6 +6,7 @@ reach it. Who spends how much processor time is read from outside, by role.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import threading
 import time
@@ -28,18 +29,22 @@ from pipeline.takes import no_overrides, run_watched
 if TYPE_CHECKING:
     from pipeline.stream import VerdictDelivery
 
-CAMERA, SERVER = "bench", "server"
-ROLES = ("ingest", "inspect", "sink", SERVER)
+CAMERA, SERVER, ENGINE = "bench", "server", "engine"
+WORKER = "inspect"  # the role, and its thread that runs the engine
+ROLES = ("ingest", WORKER, "sink", SERVER)
 PARTS, DRAWN, SEED, JITTER = ("board", "disc", "fabric"), 48, 5, 0.1
 DEFECT_RATE = 0.1
-GATE_MS = 60_000  # nothing is cut short: what a part had to wait is measured, not judged
+FAR_MS = 60_000  # a gate so far off that nothing is cut short: parts may wait as long as they do
 LOOK_S = 0.1
 LATE = {Reason.DEADLINE, Reason.OVERRUN}  # what load does to a line
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Processor seconds of each role that runs, since its start, at one moment."""
+    """Processor seconds of each role that runs, since its start, at one moment.
+
+    ``ENGINE`` is a part of the worker's: its inspecting thread, with all that the engine started.
+    """
 
     at_s: float  # monotonic
     verdicts: int
@@ -101,7 +106,12 @@ def simulator(frames: int | None, rate_hz: float, size: tuple[int, int]) -> dict
 
 
 def run_stage(
-    bundle: Path, frames: int | None, rate_hz: float, idle_s: float | None = None
+    bundle: Path,
+    frames: int | None,
+    rate_hz: float,
+    idle_s: float | None = None,
+    *,
+    gate_ms: float = FAR_MS,
 ) -> Seen:
     """Run a line until its frames are answered; with ``idle_s`` so long after the first of them."""
     stop = threading.Event()
@@ -109,19 +119,19 @@ def run_stage(
     with tempfile.TemporaryDirectory(prefix="assayline-bench-") as name, no_overrides():
         folder = Path(name).resolve()
         source = simulator(frames, rate_hz, open_bundle(bundle).frame_size)
-        line = _written(folder, bundle, source)
+        line = _written(folder, bundle, source, gate_ms)
         with _watched_cpu(folder, seen, stop, idle_s):
             report = run_watched(load_line(line), line, seen.add, stop)
     seen.residual = report["residual"]
     return seen
 
 
-def _written(folder: Path, bundle: Path, source: dict[str, Any]) -> Path:
+def _written(folder: Path, bundle: Path, source: dict[str, Any], gate_ms: float) -> Path:
     content = {
         "line": "bench",
         "bundle": str(bundle.resolve()),
         "run_dir": str(folder),
-        "cameras": [{"name": CAMERA, "source": source, "gate_ms": GATE_MS}],
+        "cameras": [{"name": CAMERA, "source": source, "gate_ms": gate_ms}],
         "sinks": {"jsonl": {}, "archive": {}, "reject": {}},
         "dashboard": {"enabled": False},
         "log_level": "warning",
@@ -177,11 +187,11 @@ class Roles:
         """Processor seconds of each role that runs."""
         spent: dict[str, float] = {}
         for role, process in self.running():
-            try:
+            with contextlib.suppress(psutil.Error):  # it has just ended
                 times = process.cpu_times()
-            except psutil.Error:
-                continue
-            spent[role] = spent.get(role, 0.0) + times.user + times.system
+                spent[role] = spent.get(role, 0.0) + times.user + times.system
+                if role == WORKER:
+                    spent[ENGINE] = spent.get(ENGINE, 0.0) + _engine_s(process)
         return spent
 
     def _role(self, process: psutil.Process) -> str:
@@ -189,3 +199,14 @@ class Roles:
         if not any(self._folder in word for word in words):  # the server names its socket there
             return ""
         return next((role for role in ROLES if role in words), SERVER)
+
+
+def _engine_s(process: psutil.Process) -> float:
+    """Processor seconds of a worker's inspecting thread and of those that bear its name."""
+    tasks = Path(f"/proc/{process.pid}/task")
+    spent_s = 0.0
+    for thread in process.threads():
+        with contextlib.suppress(OSError):  # it has just ended
+            if (tasks / str(thread.id) / "comm").read_text().strip() == WORKER:
+                spent_s += thread.user_time + thread.system_time
+    return spent_s

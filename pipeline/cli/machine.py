@@ -108,7 +108,7 @@ def bench(
     rate: Annotated[float, typer.Option(min=0.01, help="capacity: Hz of each camera.")] = 5.0,
     gate: Annotated[float, typer.Option(min=1, help="capacity: ms from exposure to gate.")] = 500.0,
     full: Annotated[
-        bool, typer.Option("--full", help="scheduler: a million frames, for minutes.")
+        bool, typer.Option("--full", help="scheduler, line: a million frames, 20 000; for minutes.")
     ] = False,
     backend: Annotated[
         str, typer.Option(help="engine: openvino, or a GPU's: tensorrt, torch-cuda.")

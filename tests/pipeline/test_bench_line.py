@@ -13,7 +13,7 @@ from engines.bundle import open_bundle
 from engines.contracts import Decision, EngineFault, Reason, Verdict
 from pipeline.bench.line import Alone, Spent, bench_line, engine_alone, rate_of, spent_per_frame
 from pipeline.bench.report import quantiles
-from pipeline.bench.stage import LATE, ROLES, Look, Seen, run_stage
+from pipeline.bench.stage import ENGINE, LATE, ROLES, Look, Seen, run_stage
 
 if TYPE_CHECKING:
     from pipeline.stream import VerdictDelivery
@@ -36,10 +36,13 @@ def delivery(decided_ms: int, reason: Reason | None = None) -> VerdictDelivery:
     return cast("VerdictDelivery", SimpleNamespace(verdict=verdict))
 
 
+EACH_S = {"ingest": 0.01, "inspect": 0.06, "sink": 0.01, "server": 0.01, ENGINE: 0.05}
+
+
 def looks(*verdicts: int) -> list[Look]:
-    """One look a second; every role spends 10 ms on each verdict, inspect 60 ms."""
+    """One look a second; every role spends 10 ms on each verdict, inspect 60, of them 50 inside."""
     return [
-        Look(float(at), count, {r: 1 + count * (0.06 if r == "inspect" else 0.01) for r in ROLES})
+        Look(float(at), count, {role: 1 + count * each_s for role, each_s in EACH_S.items()})
         for at, count in enumerate(verdicts)
     ]
 
@@ -97,9 +100,7 @@ def test_the_far_tail_needs_ten_frames_beyond_it() -> None:
 def test_processor_time_is_that_of_the_verdicts_between_two_looks() -> None:
     """Starting up and idling afterwards belong to no frame."""
     spent = spent_per_frame(seen(40))
-    assert spent.by_role == pytest.approx(
-        {"ingest": 0.01, "inspect": 0.06, "sink": 0.01, "server": 0.01}
-    )
+    assert {**spent.by_role, ENGINE: spent.engine} == pytest.approx(EACH_S)
 
 
 def test_a_line_that_nobody_watched_has_no_costs() -> None:
@@ -109,10 +110,9 @@ def test_a_line_that_nobody_watched_has_no_costs() -> None:
 
 
 def test_the_host_pays_for_all_but_the_engine() -> None:
-    """A worker's own share is what it spends beyond an engine alone, and never less than none."""
-    spent = Spent({"ingest": 1.0, "inspect": 6.0, "sink": 2.0, "server": 3.0})
-    assert spent.around(5.5) == 6.5
-    assert spent.around(7.0) == 6.0
+    """A worker's own share is what its other threads spend."""
+    spent = Spent({"ingest": 1.0, "inspect": 6.0, "sink": 2.0, "server": 3.0}, engine=5.5)
+    assert spent.around == 6.5
 
 
 @needs_demo
@@ -120,20 +120,31 @@ def test_results_are_called_by_their_stable_names(monkeypatch: pytest.MonkeyPatc
     """Whoever follows a machine over months finds each of them again."""
     asked = []
 
-    def stage(_: Path, frames: int | None, rate_hz: float, idle_s: float | None = None) -> Seen:
-        asked.append((frames, rate_hz, idle_s))
+    def stage(
+        _: Path, frames: int | None, rate_hz: float, idle_s: float | None = None, **gate: float
+    ) -> Seen:
+        asked.append((frames, rate_hz, idle_s, gate))
         return seen(40)
 
     monkeypatch.setattr("pipeline.bench.line.engine_alone", lambda *_: Alone(20, 0.05, 0.1, 0))
     monkeypatch.setattr("pipeline.bench.line.run_stage", stage)
-    report = bench_line(DEMO, frames=40, idle_s=1.0)
+    report = bench_line(DEMO, frames=40, idle_s=1.0, loaded_frames=50)
     assert [(one.name, one.ratio > 0) for one in report.results] == [
         (f"line.{name}", True)
-        for name in ("saturation", "host_cpu", "p50", "p99", "idle_ingest", "idle_sink")
+        for name in (
+            "saturation",
+            "host_cpu",
+            "engine_cpu",
+            "p50",
+            "p99",
+            "idle_ingest",
+            "idle_sink",
+        )
     ]
     assert report.results[0].ratio == pytest.approx(0.5)
-    assert asked[1][:2] == (40, pytest.approx(8))
+    assert asked[1] == (50, pytest.approx(8), None, {"gate_ms": 100.0})
     assert report.machine["line_missed"] == "0 of 40"
+    assert report.results[1].value == pytest.approx(40)
 
 
 @needs_demo
@@ -143,7 +154,9 @@ def test_a_real_line_answers_and_is_gone() -> None:
     found = run_stage(DEMO, FEW, 0.0)
     assert len(found.decided_ns) == len(found.latency_ms) == FEW
     assert found.residual == 0
-    assert {role for look in found.looks for role in look.cpu_s} == set(ROLES)
+    assert {role for look in found.looks for role in look.cpu_s} == {*ROLES, ENGINE}
+    last = max(found.looks, key=lambda look: look.cpu_s.get(ENGINE, 0.0)).cpu_s
+    assert 0 < last[ENGINE] < last["inspect"]
     assert set(psutil.Process().children()) <= before
 
 
@@ -160,4 +173,4 @@ def test_an_idle_line_is_watched_until_it_is_told_to_stop() -> None:
     """One part comes, and then nothing for the time asked; what ending costs is not looked at."""
     found = run_stage(DEMO, None, 1e-4, 0.5)
     assert len(found.decided_ns) == 1
-    assert found.looks[-1].cpu_s.keys() == set(ROLES)
+    assert found.looks[-1].cpu_s.keys() == {*ROLES, ENGINE}
