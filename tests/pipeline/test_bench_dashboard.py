@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engines.contracts import EngineFault
-from pipeline.bench.dashboard import LEAST, Seen, Turn, results_of
+from pipeline.bench.dashboard import LEAST, Seen, Took, Turn, results_of
 from pipeline.bench.stubbed import BAD_FROM, CATEGORY, frame_s, write_parts, write_stub_bundle
 from pipeline.bench.visitors import visiting
 from tests.pipeline.pages import free_port, served
@@ -24,16 +24,18 @@ def seen(with_ms: float, without_ms: float) -> Seen:
         took = with_ms if is_watched else without_ms
         found.turns.append(Turn(begin, begin + SECOND_NS, is_watched, 0.25, 1, 1.0))
         for at in range(LEAST):
-            found.decided.append((begin + at, took))
-            found.decided.append((begin + SECOND_NS + at, 100 * took))
+            found.decided.append((begin + at, Took(took, took / 2)))
+            found.decided.append((begin + SECOND_NS + at, Took(100 * took, 100 * took)))
     return found
 
 
 def test_only_what_was_decided_in_a_turn_counts() -> None:
     """A page that costs a tenth has the ratio 10/11, its own time stands beside one core."""
     found = {one.name: one for one in results_of(seen(11.0, 10.0))}
-    assert set(found) == {"dashboard.p50", "dashboard.p99", "dashboard.cpu"}
+    quantiles = {"p50", "p99", "worker_p50", "worker_p99"}
+    assert set(found) == {f"dashboard.{name}" for name in (*quantiles, "cpu")}
     assert found["dashboard.p99"].value == 11
+    assert found["dashboard.worker_p99"].value == 5.5
     assert found["dashboard.p99"].ratio == pytest.approx(10 / 11)
     assert found["dashboard.cpu"].ratio == 4
 
