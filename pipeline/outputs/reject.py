@@ -7,18 +7,19 @@ flow: a dead sink, a lost server and a full disk all fall silent.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
-from collections import deque
+from collections import OrderedDict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from engines.contracts import BadConfig, Verdict
+from pipeline.outputs.replaced import Replaced
 from pipeline.telemetry import facts
 
 RECENT = 64  # signals in the file, so that a reader slower than the belt misses none
 TOGETHER = RECENT // 2  # new ones at a time
+NEEDED = {"frame_id", "decision", "at_ns"}  # of a signal, to go on after it
 
 
 class RejectSignal(Protocol):
@@ -51,13 +52,12 @@ class FileReject:
     """
 
     def __init__(self, path: Path, heartbeat_ms: int = 100) -> None:
-        self._path = path
-        self._fresh = path.with_name(f"{path.name}.new")
+        self._file = Replaced(path)
         self._heartbeat_s = heartbeat_ms / 1e3
         self._next_beat_s = 0.0
         self._broken = False
-        self._recent: deque[dict[str, object]] = deque(maxlen=RECENT)
-        self._texts: deque[str] = deque(maxlen=RECENT)  # the same as JSON, written again and again
+        self._recent: OrderedDict[str, str] = OrderedDict()  # frame_id -> its signal as JSON
+        self._newest = {"sequence": 0, "frame_id": "", "decision": "", "at_ns": 0}
         self._sequence = self._written = self._resume()
 
     def signal(self, *verdicts: Verdict) -> None:
@@ -70,7 +70,7 @@ class FileReject:
             self._write()
 
     def _note(self, verdict: Verdict) -> None:
-        if any(known["frame_id"] == verdict.frame_id for known in self._recent):
+        if verdict.frame_id in self._recent:
             return
         self._sequence += 1
         self._remember(
@@ -84,9 +84,11 @@ class FileReject:
             }
         )
 
-    def _remember(self, signal: dict[str, object]) -> None:
-        self._recent.append(signal)
-        self._texts.append(json.dumps(signal))
+    def _remember(self, signal: dict[str, Any]) -> None:
+        self._newest = signal
+        self._recent[str(signal["frame_id"])] = json.dumps(signal)
+        if len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
 
     def beat(self) -> None:
         """Renew the heartbeat when it is due."""
@@ -96,19 +98,17 @@ class FileReject:
     def _write(self) -> None:
         self._next_beat_s = time.monotonic() + self._heartbeat_s
         self._written = self._sequence
-        newest = self._recent[-1] if self._recent else {"frame_id": "", "decision": "", "at_ns": 0}
         signal = {
             "sequence": self._sequence,
-            "frame_id": newest["frame_id"],
-            "decision": newest["decision"],
-            "at_ns": newest["at_ns"],
+            "frame_id": self._newest["frame_id"],
+            "decision": self._newest["decision"],
+            "at_ns": self._newest["at_ns"],
             "heartbeat_ns": time.time_ns(),
         }
-        recent = ", ".join(self._texts)
+        recent = ", ".join(self._recent.values())
         text = f'{json.dumps(signal)[:-1]}, "recent": [{recent}]}}'
         try:
-            self._fresh.write_bytes(text.encode())
-            self._fresh.replace(self._path)
+            self._file.write(text.encode())
             self._broken = False
         except OSError as error:  # the file grows stale, and stale means reject
             facts.count("outputs_failed_total", output="reject")
@@ -118,14 +118,24 @@ class FileReject:
 
     def _resume(self) -> int:
         """Go on after the last sequence number of a former run."""
+        path, spare = self._file.path, self._file.spare
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BadConfig(f"the reject signal has no place at {self._path}: {error}") from error
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            last = json.loads(self._path.read_text("utf-8"))
-            for known in last["recent"]:
-                if "frame_id" in known:
-                    self._remember(known)
-            return int(last["sequence"])
-        return 0
+            raise BadConfig(f"the reject signal has no place at {path}: {error}") from error
+        last = _told_in(path) or _told_in(spare)  # a power cut may tear one of them
+        if last is None:
+            return 0
+        for known in last["recent"]:
+            self._remember(known)
+        return int(last["sequence"])
+
+
+def _told_in(path: Path) -> dict[str, Any] | None:
+    """What a file of signals holds; None where it is none."""
+    try:
+        told = json.loads(path.read_text("utf-8"))
+        recent = [known for known in told["recent"] if known.keys() >= NEEDED]
+        return {"sequence": int(told["sequence"]), "recent": recent}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None

@@ -225,6 +225,18 @@ def test_the_reject_signal_never_goes_back(tmp_path: Path) -> None:
     assert [known["sequence"] for known in written["recent"]] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("torn", [b"", b'{"sequence": 7, "rec', b'{"sequence": 7, "recent": [[]]}'])
+def test_a_torn_reject_signal_goes_on_after_the_one_before(tmp_path: Path, torn: bytes) -> None:
+    """What a power cut left of the file costs no more than the last writing's numbers."""
+    path = tmp_path / "reject.json"
+    signal = FileReject(path)
+    for number in range(3):
+        signal.signal(delivery(number, Decision.PASS).verdict)
+    path.write_bytes(torn)
+    FileReject(path).signal(delivery(2, Decision.PASS).verdict)
+    assert json.loads(path.read_text())["sequence"] == 3
+
+
 def test_signals_given_together_are_all_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
