@@ -44,7 +44,6 @@ PICTURE = (
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY),
 )
 MASK = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
-SKETCH_QUALITY = 92  # of JPEG
 
 # Pillow would only warn between one and two times its limit; ours below is stricter and always
 # refuses.
@@ -142,13 +141,6 @@ def encode_png(picture: UInt8 | Mask, level: int = FAST_PNG) -> bytes:
     pixels = cv2.cvtColor(grey, cv2.COLOR_RGB2BGR) if grey.ndim == 3 else grey
     kind = PICTURE if grey.ndim == 3 else MASK
     _, encoded = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, level, *kind])
-    return encoded.tobytes()
-
-
-def encode_sketch(picture: UInt8) -> bytes:
-    """JPEG bytes of an RGB image [H, W, 3] that only people look at."""
-    pixels = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, SKETCH_QUALITY])
     return encoded.tobytes()
 
 

@@ -178,7 +178,7 @@ class JsonlSettings(Settings):
 
 
 class ArchiveSettings(Settings):
-    """Picture, mask and overlay of every part that did not pass."""
+    """Picture, mask and map of every part that did not pass."""
 
     folder: Path | None = None  # absent: <run_dir>/archive
     max_bytes: PositiveInt = 2_000_000_000  # of parts

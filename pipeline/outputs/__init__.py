@@ -47,10 +47,9 @@ def _chosen(settings: LineSettings, stack: ExitStack) -> Iterator[OutputLane]:
             from pipeline.outputs.evidence import Evidence
 
             yield OutputLane(Evidence(lots), QUEUE, gather_s=GATHER_S)
-        crops = {camera.name: camera.crop for camera in settings.cameras}
         keeping = [camera.name for camera in settings.cameras if camera.originals_bytes]
         originals = dict.fromkeys(keeping, partial(original_of, run_dir))
-        archive = Archive(folder, sinks.archive.max_bytes, crops, originals, lots)
+        archive = Archive(folder, sinks.archive.max_bytes, originals, lots)
         yield OutputLane(archive, QUEUE, concerned=archive.keeps)
     if sinks.mqtt:
         from pipeline.outputs.mqtt import Mqtt

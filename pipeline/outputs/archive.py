@@ -1,5 +1,6 @@
-"""Picture, mask, map, overlay and exposure of every part that did not pass, in a bounded folder.
+"""Picture, mask, map and exposure of every part that did not pass, in a bounded folder.
 
+What people want to see drawn into the picture is drawn when somebody looks, by the page Reject.
 The full exposure comes from the memory of the host's cameras, where they keep originals; one that
 is gone by then is counted, and the rest is kept without it.
 
@@ -15,20 +16,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 from pydantic import ValidationError
 
 from engines.contracts import BadConfig, Decision, Reason, UInt8, Verdict
-from engines.images import decode_image, encode_png, encode_sketch, overlay
-from engines.masks import Mask
+from engines.images import encode_png
 from pipeline.evidence.lots import Lots
 from pipeline.stream import VerdictDelivery
 from pipeline.telemetry import facts
 from pipeline.wire import split_frame_id
 
-Crop = tuple[int, int, int, int]
 Fetch = Callable[[str], UInt8 | None]  # the full exposure of a frame id
-# The last one says: complete.
+# The last one says: complete. Overlays are those of earlier versions.
 SUFFIXES = (".picture.png", ".mask.png", ".map.png", ".overlay.jpg", ".original.png", ".json")
 MISSING_CAMERA = "camera"
 
@@ -46,13 +44,11 @@ class Archive:
         self,
         folder: Path,
         max_bytes: int,
-        crops: Mapping[str, Crop | None],
         originals: Mapping[str, Fetch] | None = None,
         lots: Lots | None = None,
     ) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
-        self._crops = crops
         self._originals = originals or {}
         self._lots = lots
         self._bytes = 0
@@ -114,10 +110,8 @@ class Archive:
         """Nothing is held open."""
 
     def _contents(self, delivery: VerdictDelivery) -> dict[str, bytes]:
-        picture, mask, heat, seen, original, record = SUFFIXES
+        picture, mask, heat, _, original, record = SUFFIXES
         pictures = {picture: delivery.picture_png, mask: delivery.mask_png, heat: delivery.map_png}
-        if delivery.picture_png and delivery.mask_png:
-            pictures[seen] = self._overlay(delivery)
         pictures[original] = self._original(delivery)
         kept = {suffix: content for suffix, content in pictures.items() if content}
         return {**kept, record: delivery.verdict.model_dump_json(indent=1).encode()}
@@ -130,13 +124,6 @@ class Archive:
         if fetch and delivery.verdict.reason is not Reason.BAD_FRAME:  # which may have had no image
             facts.count("originals_missed_total", camera=delivery.camera, reason="gone")
         return b""
-
-    def _overlay(self, delivery: VerdictDelivery) -> bytes:
-        picture = decode_image(delivery.picture_png, "the picture")
-        mask = decode_image(delivery.mask_png, "the mask")[:, :, 0] > 0
-        return encode_sketch(
-            overlay(picture, mask_on_picture(picture, mask, self._crops.get(delivery.camera)))
-        )
 
     def _make_room(self, size: int) -> None:
         while self._parts and self._bytes + size > self._max_bytes:
@@ -184,14 +171,3 @@ def stem_of_frame(frame_id: str) -> str:
     camera, entry_id = split_frame_id(frame_id)
     safe = re.sub(r"[^A-Za-z0-9_-]", "_", camera) or MISSING_CAMERA
     return f"{safe}/{entry_id}"
-
-
-def mask_on_picture(picture: UInt8, mask: Mask, crop: Crop | None) -> Mask:
-    """A mask in frame geometry [H, W], brought onto the model's picture of the crop [h, w, 3]."""
-    if crop is not None:
-        x, y, width, height = crop
-        mask = mask[y : y + height, x : x + width]
-    rows = np.arange(picture.shape[0]) * mask.shape[0] // picture.shape[0]
-    columns = np.arange(picture.shape[1]) * mask.shape[1] // picture.shape[1]
-    on_picture: Mask = mask[rows][:, columns]
-    return on_picture

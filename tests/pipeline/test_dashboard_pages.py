@@ -177,7 +177,7 @@ def test_text_from_outside_is_shown_as_text(line: Running, page: Page) -> None:
         backend=HOSTILE,
     )
     part = VerdictDelivery("left", "1-1", verdict, b"", encode_png(bad_part(1)))
-    Archive(line.run_dir / "archive", 10**9, {}).act(part, threading.Event())
+    Archive(line.run_dir / "archive", 10**9).act(part, threading.Event())
     for path in ("/reject/left/9999999999999-1", "/review?part=left/9999999999999-1"):
         page.goto(f"{line.address}{path}", wait_until="commit")
         page.get_by_text("7*7").first.wait_for()

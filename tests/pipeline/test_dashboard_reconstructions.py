@@ -163,7 +163,7 @@ def test_a_reconstruction_is_drawn_when_it_is_asked_for(bundle: Bundle, tmp_path
     """A key asks, the picture comes and the address tells; the page says what it is."""
     pytest.importorskip("nicegui", reason="the extra 'dashboard' is not installed")
     yaml = write_line(tmp_path, DEMO, sinks={"jsonl": {}, "archive": {}})
-    archive, kept = Archive(tmp_path / "run" / "archive", 10**9, {}), part(bundle)
+    archive, kept = Archive(tmp_path / "run" / "archive", 10**9), part(bundle)
     told = VerdictDelivery("left", "1-1", kept.verdict, b"", kept.picture_png, b"")
     archive.act(told, threading.Event())
     with served(yaml, free_port()) as address, visiting() as page:

@@ -42,7 +42,7 @@ def rejected(number: int, **more: object) -> VerdictDelivery:
 
 def archive_with(folder: Path, *numbers: int) -> Archive:
     """An archive that holds these parts."""
-    archive = Archive(folder, 10**9, {})
+    archive = Archive(folder, 10**9)
     for number in numbers:
         archive.act(rejected(number), threading.Event())
         time.sleep(0.01)  # stamps of files are coarse

@@ -50,7 +50,7 @@ def numbered(path: Path, count: int, title: str = "A") -> list[bytes]:
 def kept(folder: Path, count: int = 6, max_bytes: int = 10**9) -> Path:
     """An archive with evidence of parts of two cameras; the lot's chain."""
     lots = Lots(folder / FOLDER)
-    archive = Archive(folder, max_bytes, {}, None, lots)
+    archive = Archive(folder, max_bytes, None, lots)
     for number in range(count):
         decision = (Decision.PASS, Decision.FAIL, Decision.UNDECIDED)[number % 3]
         one = delivery(number, decision, ("left", "right")[number % 2], lot=LOT)
@@ -290,7 +290,7 @@ def test_an_archive_is_proven_with_its_pictures(tmp_path: Path) -> None:
     path = kept(tmp_path)
     (proven,) = verify(str(path), [])
     assert (proven.lot, proven.verdicts, proven.forgotten) == (LOT, 6, 0)
-    assert proven.pictures == 4 * 4
+    assert proven.pictures == 4 * 3
     assert verify(LOT, [tmp_path]) == verify(str(tmp_path), []) == [proven]
     assert verify(LOT, [tmp_path], proven.head) == [proven]
     with pytest.raises(Tampered, match="another record"):
@@ -300,13 +300,12 @@ def test_an_archive_is_proven_with_its_pictures(tmp_path: Path) -> None:
 
 
 def test_any_file_of_the_archive_that_changes_is_named(tmp_path: Path) -> None:
-    """One byte of a picture, mask, overlay or record; or one of them gone."""
+    """One byte of a picture, mask or record; or one of them gone."""
     kept(tmp_path)
     files = sorted(path for path in tmp_path.glob("*/*") if path.parent.name != FOLDER)
     assert {path.name.partition(".")[2] for path in files} == {
         "picture.png",
         "mask.png",
-        "overlay.jpg",
         "json",
     }
     for path in files:
@@ -336,13 +335,13 @@ def test_room_that_was_made_is_no_theft(tmp_path: Path) -> None:
 def test_a_part_kept_before_a_crash_is_chained_after_it(tmp_path: Path) -> None:
     """Files that were written when the sink died before it could note them are noted then."""
     one = delivery(1, Decision.FAIL, lot=LOT)
-    Archive(tmp_path, 10**9, {}).act(one, OPEN)
+    Archive(tmp_path, 10**9).act(one, OPEN)
     lots = Lots(tmp_path / FOLDER)
-    Archive(tmp_path, 10**9, {}, None, lots).act(one, OPEN)
+    Archive(tmp_path, 10**9, None, lots).act(one, OPEN)
     lots.verdict(one)
     lots.close()
     (proven,) = verify(LOT, [tmp_path])
-    assert (proven.verdicts, proven.pictures) == (1, 4)
+    assert (proven.verdicts, proven.pictures) == (1, 3)
 
 
 def test_another_picture_than_was_seen_is_found(tmp_path: Path) -> None:
@@ -350,7 +349,7 @@ def test_another_picture_than_was_seen_is_found(tmp_path: Path) -> None:
     lots, one = Lots(tmp_path / FOLDER), delivery(1, Decision.FAIL, lot=LOT)
     lots.verdict(one)
     other = VerdictDelivery("left", one.entry_id, one.verdict, one.mask_png, one.mask_png)
-    Archive(tmp_path, 10**9, {}, None, lots).act(other, OPEN)
+    Archive(tmp_path, 10**9, None, lots).act(other, OPEN)
     lots.close()
     with pytest.raises(Tampered, match="another picture"):
         verify(LOT, [tmp_path])

@@ -23,7 +23,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from engines.contracts import BadConfig, Decision, InspectionError, Verdict
 from engines.images import read_image
 from pipeline.config import MqttSettings, WebhookSettings
-from pipeline.outputs.archive import Archive, mask_on_picture, stem_of
+from pipeline.outputs.archive import Archive, stem_of
 from pipeline.outputs.jsonl import Jsonl
 from pipeline.outputs.lane import OutputLane
 from pipeline.outputs.mqtt import Mqtt
@@ -104,13 +104,13 @@ def test_jsonl_without_a_place_is_refused(tmp_path: Path) -> None:
 
 
 def test_archive_keeps_pictures_of_what_did_not_pass(tmp_path: Path) -> None:
-    """Picture, mask, overlay and record of a FAIL; nothing of a PASS; the same frame only once."""
-    archive = Archive(tmp_path, 10_000_000, {})
+    """Picture, mask and record of a FAIL; nothing of a PASS; the same frame only once."""
+    archive = Archive(tmp_path, 10_000_000)
     for seen in (delivery(1), delivery(1), delivery(2, Decision.PASS)):
         archive.act(seen, OPEN)
     names = sorted(path.name for path in (tmp_path / "left").iterdir())
-    assert names == ["7-1.json", "7-1.mask.png", "7-1.overlay.jpg", "7-1.picture.png"]
-    assert read_image(tmp_path / "left" / "7-1.overlay.jpg").shape == (64, 64, 3)
+    assert names == ["7-1.json", "7-1.mask.png", "7-1.picture.png"]
+    assert read_image(tmp_path / "left" / "7-1.picture.png").shape == (64, 64, 3)
     assert json.loads((tmp_path / "left" / "7-1.json").read_text())["decision"] == "FAIL"
 
 
@@ -124,7 +124,7 @@ def test_archive_takes_the_original_of_what_did_not_pass(tmp_path: Path) -> None
 
     missed = ("assayline_originals_missed_total", {"camera": "left", "reason": "gone"})
     before = facts.registry.get_sample_value(*missed) or 0.0
-    archive = Archive(tmp_path, 10_000_000, {}, {"left": fetch})
+    archive = Archive(tmp_path, 10_000_000, {"left": fetch})
     for seen in (delivery(1), delivery(2, Decision.PASS), delivery(3)):
         archive.act(seen, OPEN)
     assert asked == ["left/7-1", "left/7-3"]
@@ -139,7 +139,7 @@ def test_archive_is_bounded_and_forgets_the_oldest(tmp_path: Path) -> None:
     """Its bytes stay below the limit, over a restart too."""
     size = _size_of_one(tmp_path / "one")
     for first in (0, 6):
-        archive = Archive(tmp_path / "many", 4 * size + size // 2, {})
+        archive = Archive(tmp_path / "many", 4 * size + size // 2)
         for number in range(first, first + 6):
             archive.act(delivery(number), OPEN)
     kept = sorted((tmp_path / "many").rglob("*.json"), key=lambda p: int(p.stem.split("-")[1]))
@@ -149,7 +149,7 @@ def test_archive_is_bounded_and_forgets_the_oldest(tmp_path: Path) -> None:
 
 
 def _size_of_one(folder: Path) -> int:
-    Archive(folder, 10_000_000, {}).act(delivery(0), OPEN)
+    Archive(folder, 10_000_000).act(delivery(0), OPEN)
     return sum(path.stat().st_size for path in (folder / "left").iterdir())
 
 
@@ -172,7 +172,7 @@ def test_a_full_disk_costs_a_part_its_pictures_and_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One event however often it happens; each verdict counts as done; no half part stays."""
-    archive, done = Archive(tmp_path, 10_000_000, {}), threading.Semaphore(0)
+    archive, done = Archive(tmp_path, 10_000_000), threading.Semaphore(0)
     with OutputLane(archive, 16) as lane:
         with disk_full_at(200):
             for number in range(3):
@@ -184,24 +184,6 @@ def test_a_full_disk_costs_a_part_its_pictures_and_nothing_else(
     assert len(events) == 1
     assert "File too large" in events[0]
     assert {path.stem.split(".")[0] for path in (tmp_path / "left").iterdir()} == {"7-9"}
-
-
-def test_a_mask_lies_on_the_picture_where_it_lay_on_the_frame() -> None:
-    """Crop and scale are undone: a defect at the crop's corner is at the picture's corner."""
-    frame_mask = read_mask_of((100, 200), rows=(20, 30), columns=(50, 60))
-    on_picture = mask_on_picture(bad_part(0, (32, 32)), frame_mask, (50, 20, 40, 40))
-    assert on_picture.shape == (32, 32)
-    assert on_picture[:8, :8].all()
-    assert on_picture.sum() == 64
-
-
-def read_mask_of(size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]) -> Any:  # noqa: ANN401
-    """A mask that is true in one rectangle."""
-    import numpy as np
-
-    mask = np.zeros(size, np.bool_)
-    mask[rows[0] : rows[1], columns[0] : columns[1]] = True
-    return mask
 
 
 # -- reject signal -------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def reviewed_line(folder: Path, *answers: tuple[Verdict, str]) -> Path:
     """A line whose archive holds these parts, and what people said of them."""
     folder.mkdir(exist_ok=True)
     line = write_line(folder, folder / "no-bundle", sinks={"archive": {}})
-    archive, labels = Archive(folder / "run" / "archive", 10**9, {}), ReviewLabels(folder / "run")
+    archive, labels = Archive(folder / "run" / "archive", 10**9), ReviewLabels(folder / "run")
     for one, answer in answers:
         picture = encode_png(np.full((16, 16, 3), 77, np.uint8))
         delivery = VerdictDelivery("left", "1-1", one, b"", picture)
