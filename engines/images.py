@@ -36,6 +36,7 @@ EXIF_ORIENTATION = 0x0112
 EXIF_TURNED = {5, 6, 7, 8}  # width and height change places
 FAST_PNG = 1  # deflate level: lossless at every level, 1 keeps up with a camera
 STORED_PNG = 0  # costs a tenth, and half as many bytes again
+NO_FILTER = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)  # a search for one costs most
 LIGHT_BYTES = 20_000  # of a map that is stored
 # One filter for all rows, and no search for repetitions: on pictures of parts a third of the time
 # of the best of five with it, and 1 % larger.
@@ -43,7 +44,7 @@ PICTURE = (
     *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG),
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY),
 )
-MASK = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
+MASK = (*NO_FILTER, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
 
 # Pillow would only warn between one and two times its limit; ours below is stricter and always
 # refuses.
@@ -139,7 +140,7 @@ def encode_png(picture: UInt8 | Mask, level: int = FAST_PNG) -> bytes:
     grey = picture.astype(np.uint8)
     grey = grey * np.uint8(255) if picture.dtype == np.bool_ else grey
     pixels = cv2.cvtColor(grey, cv2.COLOR_RGB2BGR) if grey.ndim == 3 else grey
-    kind = PICTURE if grey.ndim == 3 else MASK
+    kind = (PICTURE if level else NO_FILTER) if grey.ndim == 3 else MASK
     _, encoded = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, level, *kind])
     return encoded.tobytes()
 
@@ -150,9 +151,9 @@ def encode_map(relative: Float32) -> bytes:
     Steps of 1/1024, clipped to [-32, 32).
     """
     steps = np.clip((np.nan_to_num(relative) - MAP_LEAST) * MAP_STEPS, 0, 65_535).astype(np.uint16)
-    level = STORED_PNG if steps.nbytes <= LIGHT_BYTES else FAST_PNG
-    fast = [cv2.IMWRITE_PNG_COMPRESSION, level]
-    _, encoded = cv2.imencode(".png", steps, fast)
+    is_light = steps.nbytes <= LIGHT_BYTES
+    fast = (STORED_PNG, *NO_FILTER) if is_light else (FAST_PNG,)
+    _, encoded = cv2.imencode(".png", steps, [cv2.IMWRITE_PNG_COMPRESSION, *fast])
     return encoded.tobytes()
 
 
