@@ -25,7 +25,8 @@ from pipeline.wire import FrameEntry, FrameHead, head_of, undecided
 
 ROLE = "ingest"
 SETTLE_S = 0.25  # how often the journal learns what has been answered
-LOOK_S = 0.02  # how often a waiting source looks for credits
+LOOK_S = 0.02  # how often a waiting source looks for credits that do not come as they did before
+PACE_S = (0.002, 0.1)  # within which it is learnt how long they take: a look wakes the server
 WORTH = 0.25  # of its credits, which it waits for: frames together cost half of frames one by one
 RETRY_MAX_S = 2.0
 OWED_MAX = 50_000  # frames journalled while the server is away; then the source has to wait
@@ -62,6 +63,7 @@ class Intake:
         self._is_full = False  # the server, at the last attempt
         self._knows_sink = False  # whether any server has met one
         self._waits = False  # whether a frame was open at the last look
+        self._pace_s = LOOK_S  # that credits worth having took to come
         self.sight = self._framing.sight
         self._resume()
 
@@ -86,12 +88,22 @@ class Intake:
 
     def wait_for_room(self, stop: threading.Event) -> None:
         """Where frames can wait at their source: return when the next one would be admitted."""
-        while self._must_wait() and not stop.wait(LOOK_S):
+        began_s, look_s = time.monotonic(), self._pace_s
+        while self._must_wait() and not stop.wait(look_s):
+            look_s = LOOK_S
             try:
                 self._connect()
                 self._settle()
             except StreamLost as error:
                 self._lose(error)
+        self._learn_pace(time.monotonic() - began_s)
+
+    def _learn_pace(self, waited_s: float) -> None:
+        """How long to wait before the first look next time, from how long it was now."""
+        least_s, most_s = PACE_S
+        if waited_s > least_s and self._credits:
+            fitting_s = waited_s * min(1.0, self._worth / self._credits)
+            self._pace_s = min(most_s, max(least_s, fitting_s))
 
     def finish(self, stop: threading.Event) -> None:
         """Return when every frame is answered, and as a rule acted on.
@@ -182,13 +194,17 @@ class Intake:
         self._ring.release_all_but(open_ids)
         return budget - len(open_ids)
 
+    @property
+    def _worth(self) -> int:
+        """Credits that a waiting source waits for."""
+        return max(1, int(WORTH * self._camera.credits))
+
     def _must_wait(self) -> bool:
         can_wait, owed = self._camera.overrun == "wait", len(self._journal.owed)
         if self._failures:
             return can_wait or owed >= OWED_MAX
         try:
-            worth = max(1, int(WORTH * self._camera.credits))
-            return can_wait and (owed >= BEHIND_MAX or not self._has_credit(worth))
+            return can_wait and (owed >= BEHIND_MAX or not self._has_credit(self._worth))
         except StreamLost as error:
             self._lose(error)
             return True
