@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
-from engines.contracts import BadFrame, Frame, UInt8
+from engines.contracts import BadFrame, UInt8
 from engines.images import to_model_input
 from pipeline.config import CameraSettings
 from pipeline.sight import Sight
@@ -28,17 +29,20 @@ class Framing:
 
     def frame(self, exposure: Exposure, frame_id: str) -> FrameEntry | FrameHead:
         """The frame to admit, or the head of one that has no usable image."""
-        head = self._head(exposure, frame_id)
+        known = self._known(exposure, frame_id)
         if isinstance(exposure, BadExposure):
-            return self._unusable(head, exposure.sentence)
+            return _unusable(known, exposure.sentence)
         try:
             image = to_model_input(_cropped(exposure.image, self._camera.crop), self._size)
         except BadFrame as error:
-            return self._unusable(head, str(error))
+            return _unusable(known, str(error))
         self.sight.see(image)
-        return self._entry(head, exposure, image)
+        height, width = exposure.image.shape[:2]
+        crop = self._camera.crop or (0, 0, width, height)
+        return FrameEntry(image=image, frame_size=(height, width), crop=crop, **known)
 
-    def _head(self, exposure: Exposure, frame_id: str) -> FrameHead:
+    def _known(self, exposure: Exposure, frame_id: str) -> dict[str, Any]:
+        """What an entry and a head say alike."""
         camera = self._camera
         # No part was exposed later than now, whatever its camera's clock or ours has done since:
         # its gate would be kept too late.
@@ -46,40 +50,23 @@ class Framing:
         captured_ns = self._stream.now_ns() - age_ns
         unclear_ms = self._stream.clock_uncertainty_ms
         gate_ms = camera.gate_ms - (unclear_ms if unclear_ms > CLEAR_MS else 0)
-        return FrameHead(
-            frame_id=frame_id,
-            camera=camera.name,
-            captured_ns=captured_ns,
-            deadline_ns=captured_ns + int(gate_ms * 1e6),
-            category=exposure.category or camera.category,
-            recipe=exposure.recipe or camera.recipe,
-            part_id=exposure.part_id,
-            lot=exposure.lot or camera.lot,
-            source_frame_id=exposure.source_frame_id,
-            replayed=bool(exposure.source_frame_id),
-        )
+        return {
+            "frame_id": frame_id,
+            "camera": camera.name,
+            "captured_ns": captured_ns,
+            "deadline_ns": captured_ns + int(gate_ms * 1e6),
+            "category": exposure.category or camera.category,
+            "recipe": exposure.recipe or camera.recipe,
+            "part_id": exposure.part_id,
+            "lot": exposure.lot or camera.lot,
+            "source_frame_id": exposure.source_frame_id,
+            "replayed": bool(exposure.source_frame_id),
+        }
 
-    def _entry(self, head: FrameHead, frame: Frame, image: UInt8) -> FrameEntry:
-        height, width = frame.image.shape[:2]
-        return FrameEntry(
-            frame_id=head.frame_id,
-            camera=head.camera,
-            captured_ns=head.captured_ns,
-            deadline_ns=head.deadline_ns,
-            image=image,
-            category=head.category,
-            recipe=head.recipe,
-            part_id=head.part_id,
-            lot=head.lot,
-            source_frame_id=head.source_frame_id,
-            frame_size=(height, width),
-            crop=self._camera.crop or (0, 0, width, height),
-            replayed=head.replayed,
-        )
 
-    def _unusable(self, head: FrameHead, sentence: str) -> FrameHead:
-        facts.event("bad_frame", level="warning", frame_id=head.frame_id, sentence=sentence)
-        return head
+def _unusable(known: dict[str, Any], sentence: str) -> FrameHead:
+    facts.event("bad_frame", level="warning", frame_id=known["frame_id"], sentence=sentence)
+    return FrameHead(**known)
 
 
 def _cropped(image: UInt8, crop: tuple[int, int, int, int] | None) -> UInt8:

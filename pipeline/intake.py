@@ -145,22 +145,23 @@ class Intake:
         elif not self._has_credit():
             self._refuse(head, Reason.OVERRUN)
         elif self._ring is None:
-            self._admit(frame)
+            self._admit(frame, head)
         elif slot := self._ring.put(frame.frame_id, frame.image):
-            self._admit(frame, slot)
+            self._admit(frame, head, slot)
         else:
             self._credits = 0  # more were counted than there are places: who is open is asked anew
             self._refuse(head, Reason.OVERRUN)
 
-    def _admit(self, frame: FrameEntry, slot: bytes = b"") -> None:
+    def _admit(self, frame: FrameEntry, head: FrameHead, slot: bytes = b"") -> None:
+        codec = self._camera.codec
         try:
-            self._stream.admit(frame, begun=True, slot=slot, codec=self._camera.codec)
+            self._stream.admit(frame, begun=True, slot=slot, codec=codec, head=head)
         except StreamFull as error:
             if self._camera.overrun == "wait":  # its source waits until there is room
                 raise
             self._note_full(error)  # nobody waits for room until the part is at its gate
             self._credits = 0  # with the next look its place in the ring is free again
-            self._refuse(head_of(frame), Reason.TRANSPORT)
+            self._refuse(head, Reason.TRANSPORT)
             return
         self._is_full = False
         self._credits -= 1

@@ -29,6 +29,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal, Self
 
 import lz4.block
@@ -98,6 +99,11 @@ class FrameHead(BaseModel):
     replayed: bool = False
     image_size: tuple[Side, Side] | None = None  # (h, w); None where no image was ever sent
 
+    @cached_property
+    def written(self) -> bytes:
+        """Its JSON, made once for the journal and the server."""
+        return self.model_dump_json(exclude_defaults=True).encode()
+
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
         if self.schema_version != FRAME_SCHEMA:
@@ -131,12 +137,12 @@ def head_of(frame: FrameEntry | Verdict) -> FrameHead:
 
 
 def to_fields(
-    entry: FrameEntry, slot: bytes = b"", codec: Codec = "none"
+    entry: FrameEntry, slot: bytes = b"", codec: Codec = "none", head: FrameHead | None = None
 ) -> dict[str, bytes | memoryview]:
     """Stream fields of a frame; the image is a view of the entry's own array if contiguous.
 
     With ``slot`` the image lies in shared memory already, and only its place travels. A ``codec``
-    is used where it makes the image smaller.
+    is used where it makes the image smaller. ``head`` is the entry's, where there is one already.
     """
     image = np.ascontiguousarray(entry.image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -146,7 +152,7 @@ def to_fields(
     if not 0 < image.nbytes <= MAX_IMAGE_BYTES:
         raise BadFrame(f"{entry.frame_id}: an image of {image.nbytes} bytes cannot be sent.")
     payload = {"slot": slot} if slot else _packed(image.reshape(-1).data, codec)
-    return {"head": head_bytes(head_of(entry)), **payload}
+    return {"head": head_bytes(head or head_of(entry)), **payload}
 
 
 def _packed(pixels: memoryview, codec: Codec) -> dict[str, memoryview]:
@@ -200,7 +206,7 @@ def _image_in(fields: Mapping[bytes, bytes], frame_id: str, size: tuple[int, int
 
 def head_bytes(head: FrameHead) -> bytes:
     """JSON of a head; BadFrame when its texts do not fit."""
-    data = head.model_dump_json(exclude_defaults=True).encode()
+    data = head.written
     if len(data) > MAX_HEAD_BYTES:
         raise BadFrame(f"{head.frame_id}: its description is longer than {MAX_HEAD_BYTES} bytes.")
     return data

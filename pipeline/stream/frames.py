@@ -12,11 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from redis import exceptions
-
 from engines.contracts import BadFrame, Reason, Verdict
 from pipeline.stream.facts import Delivery, Keys, ledger_field
-from pipeline.stream.link import Call, Word
+from pipeline.stream.link import Call, Word, is_refusal
 from pipeline.stream.verdicts import Verdicts
 from pipeline.wire import (
     Codec,
@@ -66,10 +64,16 @@ class Stream(Verdicts):
     def credits(self, camera: str, budget: int) -> int:
         """Frames that may be admitted now; with one ingest per camera it is only ever too low."""
         with self._translated():
-            return max(0, budget - int(self._commands.zcard(self._of(camera).open)))
+            return max(0, budget - int(self._ask("ZCARD", self._of(camera).open)))
 
     def admit(
-        self, entry: FrameEntry, *, begun: bool = False, slot: bytes = b"", codec: Codec = "none"
+        self,
+        entry: FrameEntry,
+        *,
+        begun: bool = False,
+        slot: bytes = b"",
+        codec: Codec = "none",
+        head: FrameHead | None = None,
     ) -> bool:
         """Open a frame and hand it to the inspectors, in one round trip; False if it is a repeat.
 
@@ -80,26 +84,22 @@ class Stream(Verdicts):
         lost in between.
         """
         keys, entry_id = self._place(entry.frame_id)
-        fields = to_fields(entry, slot, codec)
+        fields = to_fields(entry, slot, codec, head)
         payload = [part for field in fields.items() for part in field]
         if slot:
             told = _admission_arguments(entry_id, entry.deadline_ns, fields["head"], begun=begun)
             return bool(self._run("admit", _admission_keys(keys), *told, *payload))
-        with self._translated(), self._commands.pipeline(transaction=True) as pipe:
-            pipe.execute_command(
-                *self._admission(keys, entry_id, entry.deadline_ns, fields["head"], begun=begun)
-            )
-            pipe.execute_command("XADD", keys.frames, entry_id, *payload)
-            taken, added = pipe.execute(raise_on_error=False)
+        opening = self._admission(keys, entry_id, entry.deadline_ns, fields["head"], begun=begun)
+        with self._translated():
+            taken, added = self._transact(opening, ("XADD", keys.frames, entry_id, *payload))
             # XADD refuses an id it has had: right for a repeat, an error for a new frame.
-            is_taken = bool(taken) and not isinstance(taken, exceptions.RedisError)
-            is_added = not isinstance(added, exceptions.RedisError)
+            is_taken, is_added = bool(taken) and not is_refusal(taken), not is_refusal(added)
             if not is_taken and is_added:
                 self._commands.xdel(keys.frames, entry_id)  # a refused frame, new to this stream
             if is_taken and not is_added:  # open, and no inspector will ever see it
                 self.answer_open(undecided(entry, Reason.TRANSPORT, self.now_ns()))
             for refusal in (taken, added if taken else None):
-                if isinstance(refusal, exceptions.RedisError):
+                if is_refusal(refusal):
                     raise refusal
         return bool(taken)
 

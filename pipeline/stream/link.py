@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 from urllib.parse import urlsplit
 
 from redis import Redis, exceptions
@@ -87,8 +87,21 @@ class Packer:
         return pieces
 
 
+def is_refusal(reply: object) -> TypeGuard[exceptions.RedisError]:
+    """Whether the server answered a command with an error."""
+    return isinstance(reply, exceptions.RedisError)
+
+
 def _is_unknown(reply: object) -> bool:
     return isinstance(reply, exceptions.NoScriptError)
+
+
+def _reply(connection: Any) -> Any:  # noqa: ANN401 - redis-py gives neither a type
+    """What the server answered, be it an error."""
+    try:
+        return connection.read_response()
+    except exceptions.ResponseError as error:
+        return error
 
 
 def _bytes_of(word: Word) -> bytes | memoryview:
@@ -188,11 +201,46 @@ class Link:
             self._keys[camera] = Keys(self.namespace, camera)
         return self._keys[camera]
 
+    def _exchange(self, *commands: tuple[Word, ...]) -> list[Any]:
+        """The replies to commands that are sent in one call, errors of the server among them.
+
+        Sent again where the connection is lost. What redis-py does for each command besides (for
+        callbacks, its telemetry and its cache) would cost as much again.
+        """
+        pool = self._commands.connection_pool
+        connection = pool.get_connection()
+
+        def ask() -> list[Any]:
+            connection.send_packed_command(connection.pack_commands(commands))
+            return [_reply(connection) for _ in commands]
+
+        try:
+            replies: list[Any] = connection.retry.call_with_retry(
+                ask, lambda _: connection.disconnect()
+            )
+        finally:
+            pool.release(connection)
+        return replies
+
+    def _ask(self, *words: Word) -> Any:  # noqa: ANN401 - each command has its own reply
+        """The reply to one command, which the server must not refuse."""
+        (reply,) = self._exchange(words)
+        if is_refusal(reply):
+            raise reply
+        return reply
+
+    def _transact(self, *commands: tuple[Word, ...]) -> list[Any]:
+        """The replies to commands of one MULTI; raises why the server would not even begin."""
+        *queued, done = self._exchange(("MULTI",), *commands, ("EXEC",))
+        if isinstance(done, exceptions.RedisError):
+            raise next((reply for reply in queued if is_refusal(reply)), done)
+        return list(done)
+
     def _run(self, script: str, keys: list[str], *arguments: Word) -> Any:  # noqa: ANN401 - each script has its own reply
         with self._translated():
             if script in READING:
                 return self._look(self._scripts[script], (len(keys), *keys, *arguments))
-            return self._scripts[script](keys=keys, args=list(arguments))
+        return self._run_all(script, [Call(keys, list(arguments))])[0]
 
     def _look(self, script: Script, words: tuple[Word, ...]) -> Any:  # noqa: ANN401 - as above
         """The reply of a script that only reads; no right to load scripts is needed."""
@@ -206,8 +254,8 @@ class Link:
 
         A server that does not know the script has run none of them: it is told, and asked again.
         """
-        if len(calls) < 2:
-            return [self._run(script, call.keys, *call.arguments) for call in calls]
+        if not calls:
+            return []
         with self._translated():
             replies = self._ask_all(script, calls)
             unknown = [at for at, reply in enumerate(replies) if _is_unknown(reply)]
@@ -216,18 +264,15 @@ class Link:
                 again = self._ask_all(script, [calls[at] for at in unknown])
                 for at, reply in zip(unknown, again, strict=True):
                     replies[at] = reply
-            for reply in replies:
-                if isinstance(reply, exceptions.RedisError):
-                    raise reply
+            for reply in filter(is_refusal, replies):
+                raise reply
         return replies
 
     def _ask_all(self, script: str, calls: Sequence[Call]) -> list[Any]:
-        # Not Script(client=pipe): a pipeline of those asks SCRIPT EXISTS before each execution.
         sha = self._scripts[script].sha
-        with self._commands.pipeline(transaction=False) as pipe:
-            for call in calls:
-                pipe.execute_command("EVALSHA", sha, len(call.keys), *call.keys, *call.arguments)
-            return list(pipe.execute(raise_on_error=False))
+        return self._exchange(
+            *(("EVALSHA", sha, len(call.keys), *call.keys, *call.arguments) for call in calls)
+        )
 
     def _read_group(
         self, group: str, consumer: str, ids: dict[str, str], count: int, block_ms: int
