@@ -29,7 +29,7 @@ from pipeline.telemetry import facts
 from pipeline.wire import FrameHead, undecided
 
 PERIOD_MS = 5.0
-REST_MS = 100.0  # between looks while no open frame is near its gate
+REST_MS = 250.0  # between looks while no open frame is near its gate
 REST_SHARE = 0.1  # of the shortest gate: no frame is admitted with so little time left
 BACK_OFF_S = 0.2
 LATE_AT_FIRST_MS = 50.0  # what is assumed before anything has been measured

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ParamSpec, Self, TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, sleep_using_event, stop_when_event_set
 from tenacity.wait import wait_exponential
@@ -15,6 +15,8 @@ from tenacity.wait import wait_exponential
 from engines.contracts import InspectionError, StreamLost
 from pipeline.telemetry import facts
 
+P = ParamSpec("P")
+T = TypeVar("T")
 JOIN_S = 15.0  # a thread that has not ended by then is left to the end of the process
 
 
@@ -67,17 +69,45 @@ def _show_name(name: str) -> None:
         Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name[:15])
 
 
-def outlasting_loss(role: str, give_up: threading.Event) -> Retrying:
-    """Calls a function again after StreamLost, ever more slowly, until ``give_up`` is set."""
+class Patience:
+    """Calls a function again after StreamLost, ever more slowly, until told to give up."""
+
+    def __init__(self, retrying: Retrying) -> None:
+        self._retrying = retrying
+
+    def __call__(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What the call returns, or what it raises but for StreamLost."""
+        try:
+            return call(*args, **kwargs)  # bare: what goes well is not worth a retry's own cost
+        except StreamLost as lost:
+            return self._retrying(_failed_once(lost, call), *args, **kwargs)
+
+
+def outlasting_loss(role: str, give_up: threading.Event) -> Patience:
+    """Patience with a lost server until ``give_up`` is set; each loss is counted."""
 
     def note(_: object) -> None:
         facts.count("stream_lost_total", role=role)
 
-    return Retrying(
-        retry=retry_if_exception_type(StreamLost),
-        wait=wait_exponential(multiplier=0.05, max=2),
-        stop=stop_when_event_set(give_up),
-        sleep=sleep_using_event(give_up),
-        before_sleep=note,
-        reraise=True,
+    return Patience(
+        Retrying(
+            retry=retry_if_exception_type(StreamLost),
+            wait=wait_exponential(multiplier=0.05, max=2),
+            stop=stop_when_event_set(give_up),
+            sleep=sleep_using_event(give_up),
+            before_sleep=note,
+            reraise=True,
+        )
     )
+
+
+def _failed_once(lost: StreamLost, call: Callable[P, T]) -> Callable[P, T]:
+    """The function, as it is after its first attempt has failed."""
+    failures = [lost]
+
+    def attempt(*args: P.args, **kwargs: P.kwargs) -> T:
+        if failures:
+            raise failures.pop()
+        return call(*args, **kwargs)
+
+    return attempt

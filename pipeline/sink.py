@@ -29,7 +29,8 @@ from pipeline.telemetry import reporting
 
 ROLE = "sink"
 READ_MAX = 32  # verdicts per camera and read
-BLOCK_MS = 50  # the reject signal's heartbeat is renewed in between
+BLOCK_MIN_MS = 10
+ACKNOWLEDGE_S = 0.25  # each round trip wakes two processes; what is acted on may wait for others
 TRIM_S = 1.0
 KEPT = 256  # verdicts left in the stream for those who look on
 TWICE = "another sink of line {line} runs: two would act on a verdict twice; stop that one first"
@@ -67,14 +68,14 @@ def run_sink(settings: LineSettings, stop: threading.Event) -> None:
 def distribute(inbox: Inbox, signs: Signs, outputs: Sequence[OutputLane]) -> None:
     """The main loop: the gate first, then whoever may be slow."""
     while inbox.more:
-        found = inbox.read()
+        found = inbox.read(signs.rest_ms)
         signs.told.tell([delivery.verdict for delivery in found])
         for delivery in found:
             done = inbox.owe(delivery, len(outputs))
             for output in outputs:
                 output.offer(delivery, done, from_backlog=inbox.is_behind)
         signs.beat()
-        inbox.settle()
+        inbox.settle_when_due()
 
 
 class Signs:
@@ -86,6 +87,11 @@ class Signs:
         self._pulse = pulse
         self._name = name
         self._next_s = 0.0
+
+    @property
+    def rest_ms(self) -> int:
+        """How long the loop may wait for verdicts before it has to beat again."""
+        return max(BLOCK_MIN_MS, int(1000 * self.told.reject.rest_s))
 
     def beat(self) -> None:
         """Beat on every turn of the loop; raises what ended the gate keeper, if anything did."""
@@ -130,17 +136,17 @@ class Inbox:
         self._lock = threading.Lock()
         self._read_some = True
         self.is_behind = False  # whether the last read found more than it takes at a time
-        self._trim_at = 0.0  # monotonic seconds
+        self._settle_at = self._trim_at = 0.0  # monotonic seconds
 
     @property
     def more(self) -> bool:
         """Whether verdicts may still come: not stopped, or the last read was not empty."""
         return self._read_some or not self._stop.is_set()
 
-    def read(self) -> list[VerdictDelivery]:
-        """The next verdicts that nobody has acted on; waits a moment for the first."""
+    def read(self, block_ms: int) -> list[VerdictDelivery]:
+        """The next verdicts that nobody has acted on; waits so long for the first."""
         found: list[VerdictDelivery] = self._patiently(
-            self._stream.read_verdicts, self._cameras, self._group, ROLE, READ_MAX, BLOCK_MS
+            self._stream.read_verdicts, self._cameras, self._group, ROLE, READ_MAX, block_ms
         )
         self._read_some = bool(found)
         self.is_behind = len(found) >= READ_MAX
@@ -166,6 +172,12 @@ class Inbox:
         if not outputs:
             sign()
         return sign
+
+    def settle_when_due(self) -> None:
+        """Settle a few times a second, or at once where nothing more comes."""
+        if time.monotonic() >= self._settle_at or not self.more:
+            self._settle_at = time.monotonic() + ACKNOWLEDGE_S
+            self.settle()
 
     def settle(self) -> None:
         """Acknowledge what is dealt with, and let the stream forget what nobody needs."""

@@ -47,6 +47,7 @@ class Facts:
         self._made = {
             row.name: _made(row, self.registry) for row in TABLE if not row.name.startswith(PROCESS)
         }
+        self._series: dict[tuple[object, ...], Counter | Gauge | Histogram] = {}  # as last found
         self.speak_as("assayline", "warning")
 
     def of_role(self, role: str) -> CollectorRegistry:
@@ -100,11 +101,18 @@ class Facts:
 
     def _of(self, name: str, kind: type[_Kind], labels: Mapping[str, str | None]) -> _Kind:
         """The series of a metric with these labels, their values bounded."""
+        asked = (name, *labels.items())
+        known = self._series.get(asked)
+        if isinstance(known, kind):
+            return known
         metric = self._made[name]
         if not isinstance(metric, kind):
             raise KeyError(f"{name} is no {kind.__name__.lower()}")
         bounded = {label: self._labels.bounded(label, value) for label, value in labels.items()}
-        return metric.labels(**bounded) if bounded else metric
+        series = metric.labels(**bounded) if bounded else metric
+        if all(not value or value == bounded[label] for label, value in labels.items()):
+            self._series[asked] = series  # never for what counts as OTHER: that has no end
+        return series
 
 
 def _made(row: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["OutputLane", "open_outputs"]
 
 QUEUE = 1024  # verdicts, of outputs that write to a disk
-GATHER_S = 0.1  # that nobody waits for what these write
+GATHER_S = 0.25  # that nobody waits for what these write
 
 
 @contextmanager

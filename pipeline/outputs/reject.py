@@ -19,6 +19,7 @@ from pipeline.telemetry import facts
 
 RECENT = 64  # signals in the file, so that a reader slower than the belt misses none
 TOGETHER = RECENT // 2  # new ones at a time
+REST_S = 0.1
 NEEDED = {"frame_id", "decision", "at_ns"}  # of a signal, to go on after it
 
 
@@ -33,6 +34,11 @@ class RejectSignal(Protocol):
         """Say that verdicts flow; called on every turn of the sink."""
         ...
 
+    @property
+    def rest_s(self) -> float:
+        """How long until the next beat is due, at most ``REST_S``."""
+        ...
+
 
 class NoReject:
     """A line without a gate."""
@@ -42,6 +48,11 @@ class NoReject:
 
     def beat(self) -> None:
         """Nobody listens."""
+
+    @property
+    def rest_s(self) -> float:
+        """No beat is due."""
+        return REST_S
 
 
 class FileReject:
@@ -94,6 +105,11 @@ class FileReject:
         """Renew the heartbeat when it is due."""
         if time.monotonic() >= self._next_beat_s:
             self._write()
+
+    @property
+    def rest_s(self) -> float:
+        """How long until the heartbeat is to be renewed; writing signals renews it too."""
+        return min(REST_S, max(0.0, self._next_beat_s - time.monotonic()))
 
     def _write(self) -> None:
         self._next_beat_s = time.monotonic() + self._heartbeat_s

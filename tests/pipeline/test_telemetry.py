@@ -116,6 +116,23 @@ def test_what_is_no_name_is_other(hostile: str) -> None:
     assert told.registry.get_sample_value("assayline_frames_admitted_total", found) == 1
 
 
+def test_series_are_remembered_within_their_bounds() -> None:
+    """Text without end leaves nothing behind, and a name stands for its own kind every time."""
+    told = Facts()
+    for number in range(200):
+        told.count("frames_admitted_total", camera="left", recipe=f"../{number}")
+        told.count("frames_admitted_total", camera="left", recipe=None)
+    assert len(told._series) == 1
+    with pytest.raises(KeyError):
+        told.gauge("frames_admitted_total", 1, camera="left", recipe=None)
+    places = ({"recipe": "right", "camera": "left"}, {"recipe": "left", "camera": "right"})
+    for number, labels in enumerate(places, 1):
+        told.count("frames_admitted_total", number, **labels)
+        told.count("frames_admitted_total", number, **dict(reversed(labels.items())))
+    name = "assayline_frames_admitted_total"
+    assert [told.registry.get_sample_value(name, labels) for labels in places] == [2, 4]
+
+
 def test_closed_sets_are_the_contract_s() -> None:
     """Every decision and reason has a value of its own; a foreign one and an empty one have one."""
     labels = Labels()
