@@ -31,7 +31,7 @@ from pipeline.wire import Fetch, FrameEntry, FrameHead, entry_from, undecided
 ROLE = "inspect"
 BLOCK_MS = 20  # longest wait for new frames, so that renewal is never late
 ENOUGH = 8  # places that are worth a round trip while the loop has work for a while
-GATHER_S = 0.025  # how long they are waited for; a round trip that wakes everybody costs 0.5 ms
+GATHER_S = 0.025  # how long they, or frames, are waited for; a round trip wakes everybody
 IDLE_S = 0.05
 TICKS_IDLE = 5  # an entry is cold when it was not renewed for this many of our longest ticks
 
@@ -74,6 +74,7 @@ class FrameReader:
         self._losing: set[str] = set()  # cameras whose last image was lost
         self._room = 0  # frames that may still be read
         self._is_reading = False  # the server may be handing frames to us just now
+        self._is_drained = False  # the last read left no frame waiting
         self._beat_s = self._renewed_s = self._reclaimed_s = time.monotonic()
         self._longest_tick_s = 0.0
         self._lane = Lane("read", self._read_on)
@@ -134,12 +135,17 @@ class FrameReader:
     def _make_room(self, room: int) -> None:
         """Have so many frames read: now, or in a moment with others where there is work at hand."""
         self._room = room
-        if self._is_room_enough:
+        if self._is_worth_reading():
             self._changed.notify_all()
 
     @property
     def _is_room_enough(self) -> bool:
         return self._room >= (ENOUGH if self.is_busy else 1)
+
+    def _is_worth_reading(self) -> bool:
+        """Whether there is no reason to wait for more places or more frames."""
+        is_patient = self.is_busy and self._is_drained
+        return self._is_room_enough and not is_patient and not self._stop.is_set()
 
     @property
     def is_busy(self) -> bool:
@@ -171,7 +177,10 @@ class FrameReader:
     def release(self, frame_id: str) -> None:
         """The part has its answer, from us or from somebody else."""
         with self._changed:
+            was_busy = self.is_busy
             self._held.pop(frame_id, None)
+            if was_busy and not self.is_busy:  # who gathers frames gathers no longer
+                self._changed.notify_all()
 
     # -- the thread ----------------------------------------------------------------------------
 
@@ -195,7 +204,10 @@ class FrameReader:
                 self._reclaim()  # before new frames take the room: those are late already
                 room = self._room
             if room > 0:
-                for delivery in self._stream.read(self._cameras, self._consumer, room, BLOCK_MS):
+                block_ms = 0 if self.is_busy else BLOCK_MS  # else each frame of many comes alone
+                found = self._stream.read(self._cameras, self._consumer, room, block_ms)
+                self._is_drained = len(found) < room
+                for delivery in found:
                     self._hold(delivery)
         finally:
             self._is_reading = False
@@ -203,8 +215,7 @@ class FrameReader:
     def _wait_for_room(self) -> int:
         """Frames to read now; what is read after the loop has looked for more would be orphaned."""
         with self._changed:
-            if not self._is_room_enough or self._stop.is_set():
-                self._changed.wait(GATHER_S if self.is_busy else IDLE_S)
+            self._changed.wait_for(self._is_worth_reading, GATHER_S if self.is_busy else IDLE_S)
             self._is_reading = self._room > 0 and not self._stop.is_set()
             return self._room if self._is_reading else 0
 

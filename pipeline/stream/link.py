@@ -8,7 +8,7 @@ usual time-out, so it has a client of its own.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any, NamedTuple, TypeGuard
@@ -90,6 +90,17 @@ class Packer:
 def is_refusal(reply: object) -> TypeGuard[exceptions.RedisError]:
     """Whether the server answered a command with an error."""
     return isinstance(reply, exceptions.RedisError)
+
+
+def _pairs(found: Any) -> Iterable[tuple[bytes, Any]]:  # noqa: ANN401 - what the server answered
+    """Streams and their entries, whichever protocol an address asks for; none where none came."""
+    return found.items() if isinstance(found, dict) else found or ()
+
+
+def _fields(flat: Sequence[bytes] | None) -> dict[bytes, bytes]:
+    """Fields of an entry by name; none where it was deleted since it was delivered."""
+    pairs = flat or ()
+    return dict(zip(pairs[::2], pairs[1::2], strict=True))
 
 
 def _is_unknown(reply: object) -> bool:
@@ -201,13 +212,14 @@ class Link:
             self._keys[camera] = Keys(self.namespace, camera)
         return self._keys[camera]
 
-    def _exchange(self, *commands: tuple[Word, ...]) -> list[Any]:
+    def _exchange(self, *commands: tuple[Word, ...], client: Redis | None = None) -> list[Any]:
         """The replies to commands that are sent in one call, errors of the server among them.
 
-        Sent again where the connection is lost. What redis-py does for each command besides (for
-        callbacks, its telemetry and its cache) would cost as much again.
+        Sent again where the connection is lost, unless the client is the blocking one. What
+        redis-py does for each command besides (for callbacks, its telemetry and its cache) would
+        cost as much again.
         """
-        pool = self._commands.connection_pool
+        pool: Any = (client or self._commands).connection_pool
         connection = pool.get_connection()
 
         def ask() -> list[Any]:
@@ -222,9 +234,9 @@ class Link:
             pool.release(connection)
         return replies
 
-    def _ask(self, *words: Word) -> Any:  # noqa: ANN401 - each command has its own reply
+    def _ask(self, *words: Word, client: Redis | None = None) -> Any:  # noqa: ANN401 - each command has its own reply
         """The reply to one command, which the server must not refuse."""
-        (reply,) = self._exchange(words)
+        (reply,) = self._exchange(words, client=client)
         if is_refusal(reply):
             raise reply
         return reply
@@ -245,9 +257,9 @@ class Link:
     def _look(self, script: Script, words: tuple[Word, ...]) -> Any:  # noqa: ANN401 - as above
         """The reply of a script that only reads; no right to load scripts is needed."""
         try:
-            return self._commands.execute_command("EVALSHA_RO", script.sha, *words)
+            return self._ask("EVALSHA_RO", script.sha, *words)
         except exceptions.NoScriptError:
-            return self._commands.execute_command("EVAL_RO", script.script, *words)
+            return self._ask("EVAL_RO", script.script, *words)
 
     def _run_all(self, script: str, calls: Sequence[Call]) -> list[Any]:
         """The replies of one script, run for each call, in one round trip and no transaction.
@@ -280,17 +292,21 @@ class Link:
         """Entries of each key in ``ids`` for this consumer, ``count`` per key at the most."""
         block = ("BLOCK", min(block_ms, BLOCK_MAX_MS)) if block_ms > 0 else ()
         command = ("XREADGROUP", "GROUP", group, consumer, "COUNT", count, *block)
+        words = (*command, "STREAMS", *ids, *ids.values())
         with self._translated():
             try:
-                found = self._blocking.execute_command(*command, "STREAMS", *ids, *ids.values())
+                found = self._ask(*words, client=self._blocking)
             except exceptions.ResponseError as error:
                 # The server was restarted, or the key deleted while the read was blocked on it.
                 if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                     raise
                 for key in ids:
                     self._ensure_group(key, group)
-                found = self._blocking.execute_command(*command, "STREAMS", *ids, *ids.values())
-        return [(key.decode(), entries) for key, entries in found or []]
+                found = self._ask(*words, client=self._blocking)
+        return [
+            (key.decode(), [(entry_id, _fields(flat)) for entry_id, flat in entries])
+            for key, entries in _pairs(found)
+        ]
 
     def _ensure_group(self, key: str, group: str) -> None:
         """A group that starts with the oldest entry kept; no-op where it exists."""
