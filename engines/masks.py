@@ -36,17 +36,21 @@ def stretched(anomaly_map: Float32, size_hw: tuple[int, int]) -> Float32:
 
 def regions(mask: Mask, anomaly_map: Float32) -> tuple[Region, ...]:
     """Connected patches of a mask, strongest first, at most 32."""
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    box = np.s_[top : top + height, left : left + width]  # a defect is small beside its frame
+    inside, values = mask[box], stretched(anomaly_map, (mask.shape[0], mask.shape[1]))[box]
+    if not inside.size:
+        return ()
     count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        mask.astype(np.uint8), connectivity=8
+        inside.astype(np.uint8), connectivity=8
     )
-    values = stretched(anomaly_map, (mask.shape[0], mask.shape[1]))
     peaks = np.full(count, -np.inf, np.float32)
-    np.maximum.at(peaks, labels[mask].astype(np.intp), values[mask])
+    np.maximum.at(peaks, labels[inside].astype(np.intp), values[inside])
     strongest = sorted(range(1, count), key=lambda i: -peaks[i])[:REGIONS_MAX]
     return tuple(
         Region(
-            x=int(stats[i, cv2.CC_STAT_LEFT]),
-            y=int(stats[i, cv2.CC_STAT_TOP]),
+            x=left + int(stats[i, cv2.CC_STAT_LEFT]),
+            y=top + int(stats[i, cv2.CC_STAT_TOP]),
             w=int(stats[i, cv2.CC_STAT_WIDTH]),
             h=int(stats[i, cv2.CC_STAT_HEIGHT]),
             area_px=int(stats[i, cv2.CC_STAT_AREA]),
