@@ -2,40 +2,30 @@
 
 Precision is always set explicitly: left to itself OpenVINO takes bf16 wherever the processor has
 it, and findings would depend on the machine without anybody having asked. State rows are numpy
-arrays; each graph has one infer request and input buffers that it reads in place, so a row is
-copied once on its way in (gather) and once on its way back (scatter).
+arrays; each graph has buffers that it reads and writes in place, so a row is copied once on its way
+in (gather) and once on its way back (scatter).
 """
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines.backend import (
-    BUCKETS,
-    PROGRESS,
-    BatchedBackend,
-    bucket_of,
-    columns,
-    last_line,
-    output_name,
-    precision_of,
-)
-from engines.contracts import AnyArray, BadBundle, EngineFault, Evidence, Progress, Rows
+from engines.backend import PROGRESS, BatchedBackend, columns, precision_of
+from engines.contracts import EngineFault, Evidence, Progress, Rows
+from engines.openvino_graphs import Graph, Named, load_openvino
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from engines.backend import Precision
-    from engines.bundle import GraphName, GraphSpec, GraphsSpec
+    from engines.bundle import GraphName, GraphsSpec
     from engines.quantised import Model
 
 NAMES: tuple[GraphName, ...] = ("start", "step", "finish")
 PRECISIONS = ("auto", "f32", "bf16", "int8")
-Named = dict[str, AnyArray]
 
 
 class OpenVinoBackend(BatchedBackend):
@@ -68,14 +58,19 @@ class OpenVinoBackend(BatchedBackend):
         self._rows: Named = {
             t.name: np.zeros((capacity, *t.shape), np.dtype(t.dtype)) for t in spec.state
         }
-        self._graphs: dict[GraphName, _Graph] = {}
+        self._graphs: dict[GraphName, Graph] = {}
         for name, kind in self.precisions.items():
             # What is not int8 in a quantised graph stays f32: scores and choices are made there.
             hint = "f32" if kind == "int8" else kind
             model = quantised[name] if quantised and kind == "int8" else None
-            settings = _settings(threads, cache) | {"INFERENCE_PRECISION_HINT": hint}
-            compiled = _compiled(core, folder / f"{name}.onnx", settings, model)
-            self._graphs[name] = _Graph(compiled, spec.graphs[name], name)
+            self._graphs[name] = Graph(
+                folder / f"{name}.onnx",
+                spec.graphs[name],
+                name,
+                _settings(threads, cache) | {"INFERENCE_PRECISION_HINT": hint},
+                quantised=model,
+                capacity=capacity,
+            )
 
     def rehearse(self, graph: GraphName, size: int) -> bool:
         """Run one bucket of a graph on what its buffers hold; state rows stay as they are."""
@@ -106,80 +101,8 @@ class OpenVinoBackend(BatchedBackend):
         return Progress(*(self._rows[name][slots] for name in PROGRESS))
 
 
-class _Graph:
-    """One compiled graph, its infer request, and the buffers it reads in place."""
-
-    def __init__(self, compiled: Any, spec: GraphSpec, name: GraphName) -> None:  # noqa: ANN401 - openvino ships no types
-        self.name, self.inputs, self._outputs = name, spec.inputs, spec.outputs
-        wanted = [output_name(name, output) for output in spec.outputs]
-        if not (_named(compiled.inputs, spec.inputs) and _named(compiled.outputs, wanted)):
-            raise BadBundle(f"{name}.onnx has other inputs or outputs than its manifest names")
-        self._request = compiled.create_infer_request()
-        self._buffers: Named = {
-            given: _buffer(port) for given, port in zip(spec.inputs, compiled.inputs, strict=True)
-        }
-        self._bound = {size: self._tensors(size) for size in BUCKETS}
-
-    def run_on(self, columns: Named) -> Named:
-        """Outputs for as many rows as the columns have; they live until the next run."""
-        count = len(columns["plan"])
-        for name, buffer in self._buffers.items():
-            if columns[name].shape[1:] != buffer.shape[1:] or columns[name].dtype != buffer.dtype:
-                raise EngineFault(
-                    f"the {name} of a frame must be {buffer.dtype} {list(buffer.shape[1:])}, "
-                    f"not {columns[name].dtype} {list(columns[name].shape[1:])}"
-                )
-            buffer[:count] = columns[name]
-            buffer[count : bucket_of(count)] = columns[name][-1]
-        return self.run(count)
-
-    def run_from(self, rows: Named, slots: list[int]) -> Named:
-        """Outputs for the rows named; they live until the next run."""
-        size = bucket_of(len(slots))
-        filled = [*slots, *[slots[-1]] * (size - len(slots))]
-        for name, buffer in self._buffers.items():
-            np.take(rows[name], filled, axis=0, out=buffer[:size], mode="clip")
-        return self.run(len(slots))
-
-    def run(self, count: int) -> Named:
-        """Run the bucket that holds ``count`` rows on what lies in the buffers."""
-        for index, tensor in enumerate(self._bound[bucket_of(count)]):
-            self._request.set_input_tensor(index, tensor)
-        self._request.infer()
-        outputs = enumerate(self._outputs)
-        return {name: self._request.get_output_tensor(i).data[:count] for i, name in outputs}
-
-    def _tensors(self, size: int) -> list[Any]:
-        tensor = load_openvino().Tensor
-        return [tensor(buffer[:size], shared_memory=True) for buffer in self._buffers.values()]
-
-
-def load_openvino() -> Any:  # noqa: ANN401 - openvino ships no types
-    """Import OpenVINO without its telemetry, which otherwise reports every import to its maker."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # None = no such module
-    import openvino
-
-    return openvino
-
-
-def _compiled(
-    core: Any,  # noqa: ANN401 - no types
-    path: Path,
-    settings: dict[str, Any],
-    model: Model | None = None,
-) -> Any:  # noqa: ANN401
-    """A graph compiled from its file, or from the bytes of its int8 form."""
-    try:
-        read = core.read_model(*model) if model else core.read_model(str(path))
-        return core.compile_model(read, "CPU", settings)
-    except RuntimeError as error:
-        reason = last_line(error)
-        raise BadBundle(f"{path} does not compile: {reason}; export it again") from error
-
-
 def _settings(threads: int | None, cache: Path | None) -> dict[str, Any]:
     settings: dict[str, Any] = {
-        "PERFORMANCE_HINT": "LATENCY",
         # Pinned threads of two processes on one machine would wait for the same cores.
         "ENABLE_CPU_PINNING": False,
     }
@@ -227,16 +150,3 @@ def _summary(asked: dict[GraphName, Precision]) -> str:
     if len(set(asked.values())) == 1:
         return asked["step"]
     return ",".join(f"{name}={wanted}" for name, wanted in asked.items())
-
-
-def _named(ports: list[Any], names: Sequence[str]) -> bool:
-    """Whether the ports carry these names in this order; equal tensors share all their names."""
-    return len(ports) == len(names) and all(
-        name in port.get_names() for port, name in zip(ports, names, strict=True)
-    )
-
-
-def _buffer(port: Any) -> AnyArray:  # noqa: ANN401 - openvino ships no types
-    """Rows enough for the largest bucket of one input, whose batch dimension alone is dynamic."""
-    row = [dimension.get_length() for dimension in list(port.partial_shape)[1:]]
-    return np.zeros((BUCKETS[-1], *row), port.element_type.to_dtype())

@@ -16,13 +16,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from engines.backend_openvino import load_openvino
 from engines.contracts import BadConfig
+from engines.openvino_graphs import load_openvino
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engines.backend_openvino import Named
+    from engines.openvino_graphs import Named
     from engines.quantised import Model
 
 Choice = Literal["convolutions", "learned"]  # of a network; and its matrix products besides

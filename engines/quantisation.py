@@ -38,10 +38,10 @@ from engines.quantised import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from engines.backend_openvino import Named
     from engines.bundle import Bundle, GraphName
     from engines.contracts import UInt8
     from engines.nncf_layers import Choice
+    from engines.openvino_graphs import Named
     from engines.parity import ParityReport
     from engines.quantised import Model
 

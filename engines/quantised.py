@@ -119,7 +119,7 @@ def offered_int8(bundle: Bundle, other: str) -> dict[GraphName, Model] | None:
 
 def openvino_version() -> str:
     """Release of the OpenVINO in use, without its build."""
-    from engines.backend_openvino import load_openvino
+    from engines.openvino_graphs import load_openvino
 
     return str(load_openvino().__version__).split("-")[0]
 

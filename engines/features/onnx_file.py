@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engines.backend_openvino import load_openvino
 from engines.contracts import BadConfig, BadData
 from engines.features.file import FileNetwork, FileSettings, Size
+from engines.openvino_graphs import load_openvino
 
 DOMAIN, NODE = "assayline", "OnnxFile"
 

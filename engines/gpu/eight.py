@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from engines.backend_openvino import OpenVinoBackend, load_openvino
+from engines.backend_openvino import OpenVinoBackend
 from engines.dataset import evenly
 from engines.gpu.precision import EightBits
 from engines.gpu.qdq import LARGEST, learned_layers, quantised
 from engines.nncf_layers import model_bytes
+from engines.openvino_graphs import load_openvino
 from engines.parity_set import load_frames
 from engines.quantisation import IMAGES, agreeing, sampled
 
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from engines.backend_openvino import Named
     from engines.bundle import Bundle, GraphName
     from engines.contracts import UInt8
     from engines.gpu.qdq import Eight
     from engines.nncf_layers import Choice
+    from engines.openvino_graphs import Named
     from engines.quantisation import Told
     from engines.quantised import Model
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines.backend_openvino import load_openvino
+from engines.openvino_graphs import load_openvino
 
 if TYPE_CHECKING:
     from engines.contracts import Float32

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from engines.backend_openvino import load_openvino
+from engines.openvino_graphs import load_openvino
 from pipeline.doctor.machine import cpu_flags
 
 PEAK_SIDE = 1536  # large enough to be bound by arithmetic, small enough for any laptop

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from engines.backend_openvino import load_openvino
+from engines.openvino_graphs import load_openvino
 
 if TYPE_CHECKING:
     from pathlib import Path

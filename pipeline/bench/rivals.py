@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from engines.backend_openvino import load_openvino
+from engines.openvino_graphs import load_openvino
 from pipeline.bench.efficientad import SMALLEST, efficientad_s
 from pipeline.bench.operations import model_operations
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from engines.backend_openvino import load_openvino
+from engines.openvino_graphs import load_openvino
 from pipeline.doctor.check import Check, advice, fact, required
 
 GIB = 2**30

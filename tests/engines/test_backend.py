@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.backend import BUCKETS, bucket_of, build_engine, engine_cache, open_backend
-from engines.backend_openvino import OpenVinoBackend, load_openvino
+from engines.backend_openvino import OpenVinoBackend
 from engines.backend_torch import TorchBackend
 from engines.bundle import Bundle, GraphSpec
 from engines.contracts import BadBundle, BadConfig, EngineFault, Evidence, Finding
 from engines.costs import measure_costs
 from engines.inspector import Inspector, Part, inspect_all
+from engines.openvino_graphs import load_openvino
 from tests.engines.exported import Exported, draw_parts, exported, rows_of, sealed
 from tests.engines.sketches import DecoDiffSketch, GladSketch
 

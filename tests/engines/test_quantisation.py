@@ -11,11 +11,11 @@ import pytest
 
 from engines import quantisation
 from engines.backend import build_engine, open_backend
-from engines.backend_openvino import load_openvino
 from engines.bundle import open_bundle, seal
 from engines.calibration_fit import Wanted, fit_calibration
 from engines.contracts import BadBundle, BadConfig, ParityError
 from engines.nncf_layers import is_chosen
+from engines.openvino_graphs import load_openvino
 from engines.parity_set import ParitySet, save_frames
 from engines.quantisation import RUNGS, quantise
 from engines.quantised import KEY, RECORD, Quantised, quantised_folder, read_record

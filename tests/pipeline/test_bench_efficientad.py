@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engines.backend_openvino import load_openvino
+from engines.openvino_graphs import load_openvino
 from pipeline.bench.efficientad import efficientad_s
 from pipeline.bench.operations import model_operations
 

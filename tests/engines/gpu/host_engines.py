@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from engines.backend import output_name
-from engines.backend_openvino import load_openvino
 from engines.backend_tensorrt import TensorRtBackend
 from engines.bundle import GRAPHS
 from engines.contracts import AnyArray
 from engines.gpu.device_checked import CheckedDevice
 from engines.gpu.executable import Port
 from engines.gpu.rows import row_bytes
+from engines.openvino_graphs import load_openvino
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,11 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from engines.backend import columns
-from engines.backend_openvino import load_openvino
 from engines.bundle import GRAPHS
 from engines.contracts import AnyArray, BadBundle
 from engines.gpu.half import AVERAGING, BETWEEN, FITTED, PRODUCTS, TYPES, Half, chosen_nodes, halved
 from engines.gpu.half_graph import Nodes
+from engines.openvino_graphs import load_openvino
 from tests.engines.exported import Exported, draw_parts, exported, rows_of
 from tests.engines.sketches import SKETCHES
 

@@ -10,7 +10,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.backend_openvino import load_openvino
 from engines.bundle import GRAPHS, open_bundle, seal
 from engines.contracts import BadConfig, EngineFault, ParityError
 from engines.gpu.building import build_engines, build_graph
@@ -20,6 +19,7 @@ from engines.gpu.gate import build_and_gate
 from engines.gpu.precision import precisions_of
 from engines.gpu.qdq import LARGEST, Eight, learned_layers, quantised
 from engines.gpu.target import find_target
+from engines.openvino_graphs import load_openvino
 from engines.parity_set import ParitySet, save_frames
 from engines.quantisation import RUNGS
 from engines.specimens import pictures
