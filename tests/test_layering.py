@@ -159,7 +159,7 @@ def test_redis_has_its_rooms() -> None:
 @pytest.mark.parametrize(
     ("library", "rooms"),
     [
-        ("openvino", {"engines.backend_openvino"}),
+        ("openvino", {"engines.openvino_graphs"}),
         ("pycuda", {"engines.gpu.device_pycuda"}),
         ("cuda", {"engines.gpu.cuda_driver"}),
         ("matplotlib", {"engines.charts"}),
