@@ -165,7 +165,6 @@ class FrameReader:
         self._longest_tick_s = max(tick_s, 0.98 * self._longest_tick_s)  # slowly forgotten
         self._beat_s = now
         facts.observe("loop_turn_seconds", tick_s)
-        facts.gauge("worker_beat_timestamp_seconds", time.time())
 
     # -- for the writer ------------------------------------------------------------------------
 
@@ -228,6 +227,7 @@ class FrameReader:
         with self._changed:
             mine = [held.delivery for held in self._held.values()]
         self._pulse.beat(ROLE, self._consumer, str(len(mine)))
+        facts.gauge("worker_beat_timestamp_seconds", time.time())
         facts.gauge("frames_in_flight", len(mine))
         if mine:
             self._stream.renew(self._consumer, mine)

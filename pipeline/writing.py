@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -24,6 +25,14 @@ HURRY = 8  # times that long to the gate: what has less left waits for nobody
 GRACE_S = 5.0  # how long a lost server holds up the end of the process
 
 
+class Found(NamedTuple):
+    """A finding that is not weighed yet."""
+
+    finding: Finding
+    found_ns: int  # server clock
+    began_s: float
+
+
 class Judged(NamedTuple):
     """A finding on its way to the stream."""
 
@@ -39,7 +48,8 @@ class VerdictWriter:
         self._stream = stream
         self._frames = frames
         self._consumer = consumer
-        self._findings: queue.Queue[tuple[Finding, int]] = queue.Queue(2 * slots)
+        self._found: queue.Queue[Found] = queue.Queue(2 * slots)
+        self._plenty = threading.Event()  # as many are found as share a round trip
         self._judged: list[Judged] = []
         self._give_up = threading.Event()
         self._patiently = outlasting_loss("inspect", self._give_up)  # one: each leaves cycles
@@ -65,54 +75,61 @@ class VerdictWriter:
 
     def put(self, finding: Finding) -> None:
         """Have a finding answered; waits where the server is slower than the engine."""
-        found_ns = self._stream.estimated_now_ns()
+        found = Found(finding, self._stream.estimated_now_ns(), time.perf_counter())
         while True:
             self._lane.check()
             try:
-                self._findings.put((finding, found_ns), timeout=LOOK_S)
-                return
+                self._found.put(found, timeout=LOOK_S)
+                break
             except queue.Full:
                 continue
+        if self._found.qsize() >= TOGETHER - 1:
+            self._plenty.set()
 
     def _write_on(self, closing: threading.Event) -> None:
-        while self._judged or not (closing.is_set() and self._findings.empty()):
+        while not (closing.is_set() and self._found.empty()):
             try:
-                finding, found_ns = self._findings.get(timeout=self._patience_s(closing))
+                first = self._found.get(timeout=LOOK_S)
             except queue.Empty:
-                if self._judged:
-                    self._send_judged()
                 continue
-            self._judged.append(self._weigh(finding, found_ns))
-            if len(self._judged) >= TOGETHER or self._is_due(closing):
+            self._plenty.wait(self._patience_s(first, closing))
+            self._plenty.clear()
+            self._answer([first, *self._waiting(TOGETHER - 1)])
+
+    def _waiting(self, most: int) -> Iterator[Found]:
+        """Findings that are there by now."""
+        with contextlib.suppress(queue.Empty):
+            for _ in range(most):
+                yield self._found.get_nowait()
+
+    def _answer(self, found: Iterable[Found]) -> None:
+        """Answer findings in one round trip; nobody waits for more than one picture."""
+        for one in found:
+            self._judged.append(self._weigh(one))
+            if self._judged[-1].answer.picture_png:
                 self._send_judged()
+        if self._judged:
+            self._send_judged()
 
-    def _is_due(self, closing: threading.Event) -> bool:
-        """Whether what is judged is sent now; others wait for one picture at most."""
-        has_picture = bool(self._judged[-1].answer.picture_png)
-        return has_picture or (self._findings.empty() and self._patience_s(closing) <= 0)
-
-    def _patience_s(self, closing: threading.Event) -> float:
-        """How long to wait for the next finding, before what is judged is sent.
+    def _patience_s(self, first: Found, closing: threading.Event) -> float:
+        """How long to wait for other findings before the first one is weighed and sent.
 
         Findings of one turn share a round trip. While frames queue for the engine anyway, so do
-        those of two or three turns, unless a gate is near.
+        those of two or three turns, unless a gate is near. To weigh them together, and to wake once
+        for them, costs half.
         """
-        if not self._judged:
-            return LOOK_S
-        first = self._judged[0]
-        waited_s = time.perf_counter() - first.began_s
-        left_s = (first.held.entry.deadline_ns - self._stream.estimated_now_ns()) / 1e9
-        if not self._frames.is_busy or closing.is_set() or left_s < HURRY * GATHER_S:
+        deadline_ns = self._frames.held(first.finding.frame_id).entry.deadline_ns
+        left_s = (deadline_ns - self._stream.estimated_now_ns()) / 1e9
+        is_plenty = self._found.qsize() >= TOGETHER - 1
+        if is_plenty or not self._frames.is_busy or closing.is_set() or left_s < HURRY * GATHER_S:
             return 0.0
-        return max(0.0, GATHER_S - waited_s)
+        return max(0.0, GATHER_S - (time.perf_counter() - first.began_s))
 
-    def _weigh(self, finding: Finding, found_ns: int) -> Judged:
-        held = self._frames.held(finding.frame_id)
-        began_s = time.perf_counter()
-        answer = held.judge.answer(
-            held.entry, finding, self._stream.now_ns(), _stages_ms(held, found_ns)
-        )
-        return Judged(held, answer, began_s)
+    def _weigh(self, found: Found) -> Judged:
+        held = self._frames.held(found.finding.frame_id)
+        stages_ms = _stages_ms(held, found.found_ns)
+        answer = held.judge.answer(held.entry, found.finding, self._stream.now_ns(), stages_ms)
+        return Judged(held, answer, found.began_s)
 
     def _send_judged(self) -> None:
         now_ns = self._stream.estimated_now_ns()
