@@ -11,9 +11,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass
 
+from engines.contracts import StreamLost
 from pipeline.acted import Acted
 from pipeline.alone import alone
 from pipeline.config import LineSettings
@@ -145,13 +146,17 @@ class Inbox:
 
     def read(self, block_ms: int) -> list[VerdictDelivery]:
         """The next verdicts that nobody has acted on; waits so long for the first."""
-        found: list[VerdictDelivery] = self._patiently(
-            self._stream.read_verdicts, self._cameras, self._group, ROLE, READ_MAX, block_ms
-        )
+        found = self._patiently(self._take, block_ms)
+        if len(found) == 1:  # who waits is handed the first of several alone
+            with suppress(StreamLost):  # it is told on; whoever reads next sees to the loss
+                found += self._take(0)
         self._read_some = bool(found)
         self.is_behind = len(found) >= READ_MAX
         with self._lock:
             return [delivery for delivery in found if self._is_new(delivery)]
+
+    def _take(self, block_ms: int) -> list[VerdictDelivery]:
+        return self._stream.read_verdicts(self._cameras, self._group, ROLE, READ_MAX, block_ms)
 
     def owe(self, delivery: VerdictDelivery, outputs: int) -> Callable[[], None]:
         """Note that so many outputs will act; each calls what is returned once it is done."""
