@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from engines.quantised import Model
 
 Named = dict[str, AnyArray]
+MOST = BUCKETS[-1]  # rows of a call
 TRIED, TURNS = 8, 3  # rows of the calls that are timed, at most, and how often
 
 
@@ -54,12 +55,60 @@ class Share:
             self.request.set_output_tensor(index, tensor)
 
 
-class Graph:
-    """One graph of a bundle, with the buffers that it reads and writes in place.
+class Spread:
+    """A model on the processor, and the buffers that it reads (``given``) and writes (``found``).
 
-    ``path`` is compiled by ``settings`` of the CPU plugin, or ``quantised`` is, its int8 form; with
-    ``capacity`` for one row there is nothing to spread. Raises BadBundle for a graph that does not
-    compile or has other inputs and outputs than its manifest names.
+    Compiled by ``settings`` of the CPU plugin for calls of up to ``capacity`` rows. Raises
+    RuntimeError where the model does not compile.
+    """
+
+    def __init__(self, model: Any, settings: Mapping[str, Any], capacity: int = MOST) -> None:  # noqa: ANN401 - openvino ships no types
+        core = load_openvino().Core()
+        together = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", **settings})
+        self.inputs, self.outputs = list(together.inputs), list(together.outputs)
+        self.given = [_buffer(port) for port in self.inputs]
+        self.found = [_buffer(port) for port in self.outputs]
+        whole = [together.create_infer_request()]
+        self._shares = {size: self._shared(size, whole) for size in BUCKETS}
+        threads, most = int(together.get_property("INFERENCE_NUM_THREADS")), min(capacity, MOST)
+        streams = min(bucket_of(most), _power_of_two(threads))  # as buckets are
+        if streams > 1:
+            own = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads, **settings}
+            apart = core.compile_model(model, "CPU", own)
+            requests = [apart.create_infer_request() for _ in range(streams)]
+            self._part(requests, bucket_of(min(most, max(TRIED, streams))))
+
+    def run(self, count: int) -> None:
+        """Run the bucket that holds ``count`` rows on what lies in the buffers."""
+        _run(self._shares[bucket_of(count)])
+
+    def _part(self, requests: Sequence[Any], tried: int) -> None:
+        """Let rows go apart from now on, if so many of them are quicker that way here."""
+        apart = {s: self._shared(s, requests) for s in BUCKETS if s >= len(requests)}
+        ways = (self._shares[tried], apart[tried])
+        together_s, apart_s = (min(times) for times in zip(*_timed(ways), strict=True))
+        if apart_s < together_s:
+            self._shares |= apart
+
+    def _shared(self, size: int, requests: Sequence[Any]) -> list[Share]:
+        """A bucket of so many rows in equal parts, one to each request."""
+        tensor, each = load_openvino().Tensor, size // len(requests)
+
+        def views(buffers: Sequence[AnyArray], first: int) -> tuple[Any, ...]:
+            rows = slice(first, first + each)
+            return tuple(tensor(buffer[rows], shared_memory=True) for buffer in buffers)
+
+        return [
+            Share(request, views(self.given, first), views(self.found, first))
+            for request, first in zip(requests, range(0, size, each), strict=True)
+        ]
+
+
+class Graph:
+    """One graph of a bundle, whose rows are copied into its buffers.
+
+    ``path`` is compiled, or ``quantised`` is, its int8 form. Raises BadBundle for a graph that does
+    not compile or has other inputs and outputs than its manifest names.
     """
 
     def __init__(
@@ -70,26 +119,16 @@ class Graph:
         settings: Mapping[str, Any],
         *,
         quantised: Model | None = None,
-        capacity: int = BUCKETS[-1],
+        capacity: int = MOST,
     ) -> None:
         self.name, self.inputs = name, spec.inputs
-        core = load_openvino().Core()
-        together = _compiled(core, path, {"PERFORMANCE_HINT": "LATENCY", **settings}, quantised)
+        self._spread = _spread(path, settings, quantised, capacity)
         wanted = [output_name(name, output) for output in spec.outputs]
-        if not (_named(together.inputs, spec.inputs) and _named(together.outputs, wanted)):
+        ours = self._spread
+        if not (_named(ours.inputs, spec.inputs) and _named(ours.outputs, wanted)):
             raise BadBundle(f"{name}.onnx has other inputs or outputs than its manifest names")
-        self._given = {n: _buffer(p) for n, p in zip(spec.inputs, together.inputs, strict=True)}
-        self._found = {n: _buffer(p) for n, p in zip(spec.outputs, together.outputs, strict=True)}
-        whole = [together.create_infer_request()]
-        self._shares = {size: self._shared(size, whole) for size in BUCKETS}
-        threads = int(together.get_property("INFERENCE_NUM_THREADS"))
-        capacity = min(capacity, BUCKETS[-1])
-        streams = min(bucket_of(capacity), _power_of_two(threads))  # as buckets are
-        if streams > 1:
-            own = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads, **settings}
-            apart = _compiled(core, path, own, quantised)
-            requests = [apart.create_infer_request() for _ in range(streams)]
-            self._spread(requests, bucket_of(min(capacity, max(TRIED, streams))))
+        self._given: Named = dict(zip(spec.inputs, ours.given, strict=True))
+        self._found: Named = dict(zip(spec.outputs, ours.found, strict=True))
 
     def run_on(self, columns: Named) -> Named:
         """Outputs for as many rows as the columns have; they live until the next run."""
@@ -114,29 +153,8 @@ class Graph:
 
     def run(self, count: int) -> Named:
         """Run the bucket that holds ``count`` rows on what lies in the buffers."""
-        _run(self._shares[bucket_of(count)])
+        self._spread.run(count)
         return {name: buffer[:count] for name, buffer in self._found.items()}
-
-    def _spread(self, requests: Sequence[Any], tried: int) -> None:
-        """Let rows go apart from now on, if so many of them are quicker that way here."""
-        apart = {s: self._shared(s, requests) for s in BUCKETS if s >= len(requests)}
-        ways = (self._shares[tried], apart[tried])
-        together_s, apart_s = (min(times) for times in zip(*_timed(ways), strict=True))
-        if apart_s < together_s:
-            self._shares |= apart
-
-    def _shared(self, size: int, requests: Sequence[Any]) -> list[Share]:
-        """A bucket of so many rows in equal parts, one to each request."""
-        tensor, each = load_openvino().Tensor, size // len(requests)
-
-        def views(buffers: Named, first: int) -> tuple[Any, ...]:
-            rows = slice(first, first + each)
-            return tuple(tensor(buffer[rows], shared_memory=True) for buffer in buffers.values())
-
-        return [
-            Share(request, views(self._given, first), views(self._found, first))
-            for request, first in zip(requests, range(0, size, each), strict=True)
-        ]
 
 
 def _run(shares: Sequence[Share]) -> None:
@@ -163,16 +181,14 @@ def _timed(ways: Sequence[Sequence[Share]]) -> Iterator[list[float]]:
         yield took
 
 
-def _compiled(
-    core: Any,  # noqa: ANN401 - no types
-    path: Path,
-    settings: Mapping[str, Any],
-    model: Model | None,
-) -> Any:  # noqa: ANN401
-    """A graph compiled from its file, or from the bytes of its int8 form."""
+def _spread(
+    path: Path, settings: Mapping[str, Any], quantised: Model | None, capacity: int
+) -> Spread:
+    """A graph from its file, or from the bytes of its int8 form; BadBundle where it fails."""
     try:
-        read = core.read_model(*model) if model else core.read_model(str(path))
-        return core.compile_model(read, "CPU", dict(settings))
+        core = load_openvino().Core()
+        model = core.read_model(*quantised) if quantised else core.read_model(str(path))
+        return Spread(model, settings, capacity)
     except RuntimeError as error:
         reason = last_line(error)
         raise BadBundle(f"{path} does not compile: {reason}; export it again") from error
@@ -193,4 +209,4 @@ def _named(ports: list[Any], names: Sequence[str]) -> bool:
 def _buffer(port: Any) -> AnyArray:  # noqa: ANN401 - openvino ships no types
     """Rows enough for the largest bucket of one tensor, whose batch dimension alone is dynamic."""
     row = [dimension.get_length() for dimension in list(port.partial_shape)[1:]]
-    return np.zeros((BUCKETS[-1], *row), port.element_type.to_dtype())
+    return np.zeros((MOST, *row), port.element_type.to_dtype())

@@ -70,7 +70,7 @@ def test_rows_go_apart_only_where_that_is_quicker(
 ) -> None:
     """A single row has all threads, and one thread is nothing to spread over."""
     found = graph(deco, monkeypatch, took_s, threads)
-    assert [len(found._shares[size]) for size in BUCKETS] == spread
+    assert [len(found._spread._shares[size]) for size in BUCKETS] == spread
 
 
 def test_a_call_has_ended_when_one_of_its_shares_raises(
@@ -93,7 +93,7 @@ def test_a_call_has_ended_when_one_of_its_shares_raises(
 
     apart = graph(deco, monkeypatch, (2.0, 1.0), threads=2)
     shares = [openvino_graphs.Share(Request(name), (), ()) for name in ("first", "second")]
-    apart._shares[2] = shares
+    apart._spread._shares[2] = shares
     with pytest.raises(RuntimeError, match="no memory"):
         apart.run_on(first(frames, 2))
     assert sorted(ended) == ["first", "second"]
