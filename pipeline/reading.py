@@ -8,6 +8,7 @@ the turn.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ ROLE = "inspect"
 BLOCK_MS = 20  # longest wait for new frames, so that renewal is never late
 ENOUGH = 8  # places that are worth a round trip while the loop has work for a while
 GATHER_S = 0.025  # how long they, or frames, are waited for; a round trip wakes everybody
+GATHER_MAX_S = 0.1  # the same where none had come, and no gate is near
+HURRY = 8  # times that long to a frame's gate
 IDLE_S = 0.05
 TICKS_IDLE = 5  # an entry is cold when it was not renewed for this many of our longest ticks
 
@@ -75,6 +78,8 @@ class FrameReader:
         self._room = 0  # frames that may still be read
         self._is_reading = False  # the server may be handing frames to us just now
         self._is_drained = False  # the last read left no frame waiting
+        self._gather_s = GATHER_S
+        self._gate_s = math.inf  # the shortest time from exposure to gate that was seen
         self._beat_s = self._renewed_s = self._reclaimed_s = time.monotonic()
         self._longest_tick_s = 0.0
         self._lane = Lane("read", self._read_on)
@@ -206,15 +211,22 @@ class FrameReader:
                 block_ms = 0 if self.is_busy else BLOCK_MS  # else each frame of many comes alone
                 found = self._stream.read(self._cameras, self._consumer, room, block_ms)
                 self._is_drained = len(found) < room
+                self._gather_s = GATHER_S if found else self._longer()
                 for delivery in found:
                     self._hold(delivery)
         finally:
             self._is_reading = False
 
+    def _longer(self) -> float:
+        """How long frames are waited for after a read that brought none: empty ones cost most."""
+        fitting_s = min(2 * self._gather_s, GATHER_MAX_S, self._gate_s / HURRY)
+        return max(GATHER_S, fitting_s)
+
     def _wait_for_room(self) -> int:
         """Frames to read now; what is read after the loop has looked for more would be orphaned."""
         with self._changed:
-            self._changed.wait_for(self._is_worth_reading, GATHER_S if self.is_busy else IDLE_S)
+            patience_s = self._gather_s if self.is_busy else IDLE_S
+            self._changed.wait_for(self._is_worth_reading, patience_s)
             self._is_reading = self._room > 0 and not self._stop.is_set()
             return self._room if self._is_reading else 0
 
@@ -260,6 +272,7 @@ class FrameReader:
             self._give_up(delivery, error)
             return
         self._losing.discard(delivery.camera)
+        self._gate_s = min(self._gate_s, (entry.deadline_ns - entry.captured_ns) / 1e9)
         now_ns = self._stream.now_ns()
         if entry.deadline_ns <= now_ns:
             self._stream.answer(delivery, self._consumer, undecided(entry, Reason.DEADLINE, now_ns))

@@ -289,3 +289,39 @@ def test_ingest_says_that_there_is_no_server(tmp_path: Path, grey_bundle: Path) 
     line = line_of(tmp_path, grey_bundle, f"unix://{tmp_path}/none.sock", "test")
     with pytest.raises(StreamLost, match="cannot be reached"):
         run_ingest(line, "left", threading.Event())
+
+
+class Clock:
+    """A stop that is never set, and whose waiting alone lets time pass."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.waits_s: list[float] = []
+
+    def wait(self, timeout: float) -> bool:
+        """Let so much time pass."""
+        self.now_s += timeout
+        self.waits_s.append(timeout)
+        return False
+
+
+def test_a_waiting_source_learns_how_long_credits_take(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks when they came last time, whether parts are answered more slowly now or faster."""
+    clock = Clock()
+    stream, journal, intake = intake_on(redis_url, tmp_path, credits=8)
+    began_s = each_s = 0.0
+
+    def answered(*_: object) -> int:
+        return min(8, int((clock.now_s - began_s) / each_s + 1e-6))
+
+    with journal, closing(stream), monkeypatch.context() as patched:
+        patched.setattr("pipeline.intake.time.monotonic", lambda: clock.now_s)
+        patched.setattr(stream, "credits", answered)
+        for each_s in (0.03, 0.004, 0.03):
+            for _ in range(6):
+                began_s, clock.waits_s, intake._credits = clock.now_s, [], 0
+                intake.wait_for_room(clock)  # type: ignore[arg-type]
+            assert 1.9 * each_s <= sum(clock.waits_s) <= 4 * each_s
+            assert len(clock.waits_s) <= 2

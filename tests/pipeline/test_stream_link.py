@@ -48,6 +48,22 @@ def test_a_frame_larger_than_any_buffer_arrives_whole(stream: Stream) -> None:
     assert [one.fields[b"image"] for one in found] == [image.tobytes() for image in images]
 
 
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_either_protocol_brings_the_same(redis_url: str, namespace: str, protocol: int) -> None:
+    """An address may ask for one; entries, refusals and repeats are the same by both."""
+    mark = "&" if "?" in redis_url else "?"
+    with open_stream(f"{redis_url}{mark}protocol={protocol}", namespace) as stream:
+        assert stream.read(["cam"], "worker", 2, 0) == []
+        assert [stream.admit(an_entry(number)) for number in (1, 2, 1)] == [True, True, False]
+        found = stream.read(["cam"], "worker", 2, 0)
+        assert [one.entry_id for one in found] == ["1-1", "1-2"]
+        assert {len(one.fields[b"image"]) for one in found} == {192}
+        assert stream.credits("cam", 8) == 6
+        with pytest.raises(StreamLost, match="UNBEGUN"):
+            stream.admit(an_entry(3), begun=True)
+        assert stream.ledger("cam") == Ledger(2, 0, 0, {}, 2)
+
+
 @pytest.mark.parametrize(
     "url", ["unix:///nowhere/redis.sock", "redis://me:geheim-17@127.0.0.1:1/0", "redis://[::1]:1"]
 )

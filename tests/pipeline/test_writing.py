@@ -199,6 +199,16 @@ def test_a_busy_worker_reads_frames_together(
         wait_for(lambda: parts.extend(here.frames.take(here.seat, ENOUGH, 0.05)) or len(parts) > 1)
 
 
+@pytest.mark.parametrize(("gate_s", "longest_s"), [(60.0, 0.1), (0.32, 0.04), (0.05, 0.025)])
+def test_a_busy_worker_asks_less_often_where_nothing_comes(gate_s: float, longest_s: float) -> None:
+    """An empty read makes the next one later, by an eighth of the shortest gate at the most."""
+    frames = FrameReader.__new__(FrameReader)
+    frames._gate_s, frames._gather_s = gate_s, reading.GATHER_S
+    for _ in range(9):
+        frames._gather_s = frames._longer()
+    assert frames._gather_s == pytest.approx(longest_s)
+
+
 class CutLine(Relay):
     """Breaks in the middle of the first batch of answers after it is armed."""
 
