@@ -49,6 +49,7 @@ class Sight:
         self._last = (-1, -1)  # check sums of the newest image: of a few rows, and of all
         self._repeats = 1
         self._is_frozen = False
+        facts.gauge("camera_frozen", 0, camera=camera)
 
     def see(self, image: UInt8) -> None:
         """Take in the newest model input [H, W, 3]."""
@@ -62,8 +63,9 @@ class Sight:
         is_frozen = self._repeats >= FROZEN_AFTER
         if is_frozen and not self._is_frozen:
             facts.event("camera_frozen", level="warning", camera=self._camera, same=self._repeats)
+        if is_frozen != self._is_frozen:
+            facts.gauge("camera_frozen", is_frozen, camera=self._camera)
         self._is_frozen = is_frozen
-        facts.gauge("camera_frozen", is_frozen, camera=self._camera)
 
     @property
     def state(self) -> Seen:
