@@ -36,27 +36,34 @@ LATE_AT_FIRST_MS = 50.0  # what is assumed before anything has been measured
 LATE_MAX_MS = 1000.0  # a machine that sleeps longer than this is beyond what a margin can mend
 WARY = 1.5  # the next delay may be so many times the longest of late
 FORGET_S = 60.0  # a lateness has lost two thirds of its weight after so long
+ASSUMED_S = 3.0  # and one that nobody measured after so long: looks are taken all the while
 STEP_MS = 20.0  # a clock that falls behind by more was set back
 SLACK_MS = 250.0  # how far clocks of honest processes may lie apart
 URGENT_NICENESS = -10  # for this thread, where the machine allows it
 
 
 class Lateness:
-    """The longest delay of late, forgotten exponentially, ms."""
+    """The longest delay of late, forgotten exponentially, ms; at first one that is assumed."""
 
     def __init__(self, at_first_ms: float = LATE_AT_FIRST_MS) -> None:
-        self._peak_ms = at_first_ms
-        self._noted_s = time.monotonic()
+        self._assumed_ms, self._peak_ms = at_first_ms, 0.0
+        self._began_s = self._noted_s = time.monotonic()
 
     @property
     def ms(self) -> float:
         """By how much to be early now."""
-        return self._peak_ms * math.exp((self._noted_s - time.monotonic()) / FORGET_S)
+        now_s = time.monotonic()
+        assumed_ms = self._assumed_ms * math.exp((self._began_s - now_s) / ASSUMED_S)
+        return max(assumed_ms, self._measured_ms(now_s))
 
     def note(self, delay_ms: float) -> None:
         """Learn of one delay."""
-        self._peak_ms = max(min(delay_ms, LATE_MAX_MS), self.ms)
-        self._noted_s = time.monotonic()
+        now_s = time.monotonic()
+        self._peak_ms = max(min(delay_ms, LATE_MAX_MS), self._measured_ms(now_s))
+        self._noted_s = now_s
+
+    def _measured_ms(self, now_s: float) -> float:
+        return self._peak_ms * math.exp((self._noted_s - now_s) / FORGET_S)
 
 
 class SteadyClock:

@@ -114,6 +114,17 @@ def test_lateness_is_its_peak_and_is_forgotten(monkeypatch: pytest.MonkeyPatch) 
     assert lateness.ms == 3.0
 
 
+def test_what_nobody_measured_is_not_believed_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks are taken all the while; a gate 100 ms away could not be kept by a guess of 50."""
+    now_s = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    lateness = Lateness()
+    lateness.note(4.0)
+    assert lateness.ms == LATE_AT_FIRST_MS
+    now_s += 12.0
+    assert 3.0 < lateness.ms < 4.0
+
+
 def test_a_long_tick_teaches_no_more_than_its_longest_look(
     stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
