@@ -116,7 +116,7 @@ def _launch(
         "unixsocketperm": "700",
         "dir": str(folder),
         "logfile": str(folder / "redis.log"),
-        "hz": "50",  # BLOCK time-outs are rounded up to 1000/hz milliseconds; each turn costs 50 us
+        "hz": "100",  # BLOCK time-outs are rounded up to 1000/hz milliseconds
         "save": "",
         "appendonly": "yes" if appendonly else "no",
         "maxmemory": maxmemory,

@@ -48,7 +48,7 @@ def test_it_loses_no_frame_by_its_settings(tmp_path: Path) -> None:
     with embedded_server(tmp_path, maxmemory="64mb") as url, Redis.from_url(url) as client:
         memory = client.info("memory")
         assert (memory["maxmemory_policy"], memory["maxmemory"]) == ("noeviction", 64 * 2**20)
-        assert client.config_get("port", "hz", "save") == {"port": "0", "hz": "50", "save": ""}
+        assert client.config_get("port", "hz", "save") == {"port": "0", "hz": "100", "save": ""}
         assert (tmp_path / "redis.sock").stat().st_mode & 0o777 == 0o700
 
 
