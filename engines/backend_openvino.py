@@ -14,7 +14,7 @@ import numpy as np
 
 from engines.backend import PROGRESS, BatchedBackend, columns, precision_of
 from engines.contracts import EngineFault, Evidence, Progress, Rows
-from engines.openvino_graphs import Graph, Named, load_openvino
+from engines.openvino_graphs import Graph, Named, openvino_core
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,7 +50,7 @@ class OpenVinoBackend(BatchedBackend):
         quantised: Mapping[GraphName, Model] | None = None,
     ) -> None:
         super().__init__(capacity)
-        core = load_openvino().Core()
+        core = openvino_core()
         asked = _resolved(precision, core)
         held = _pinned(asked, pins or {}) if isinstance(precision, str) else asked
         self.precisions = _with_int8(held, quantised or {})

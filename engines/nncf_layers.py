@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engines.contracts import BadConfig
-from engines.openvino_graphs import load_openvino
+from engines.openvino_graphs import load_openvino, openvino_core
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engines.openvino_graphs import Named
+    from engines.openvino_graphs import Named, openvino_core
     from engines.quantised import Model
 
 Choice = Literal["convolutions", "learned"]  # of a network; and its matrix products besides
@@ -38,7 +38,7 @@ def quantised_graph(path: Path, choice: Choice, samples: Sequence[Named]) -> tup
     half of a network's are SiLU's; raises BadConfig where NNCF is not installed.
     """
     nncf = load_nncf()
-    model = load_openvino().Core().read_model(str(path))
+    model = openvino_core().read_model(str(path))
     layers = {op.get_friendly_name() for op in model.get_ops() if is_chosen(op, choice)}
     if not layers:
         return model_bytes(model), 0

@@ -8,6 +8,7 @@ quicker for many is measured when a graph is opened.
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from contextlib import ExitStack
@@ -39,6 +40,17 @@ def load_openvino() -> Any:  # noqa: ANN401 - openvino ships no types
     return openvino
 
 
+@functools.cache
+def openvino_core() -> Any:  # noqa: ANN401 - openvino ships no types
+    """The one core of this process, which lasts as long as it does.
+
+    Each core of OpenVINO puts a stack of its own under signal handlers and, when it goes, the one
+    it had found there. Of several that go in another order than they came, a stack remains that is
+    no longer memory, and the next signal, such as SIGTERM, kills the process.
+    """
+    return load_openvino().Core()
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
     """Rows of one call that one request takes, as views of the buffers: inputs and outputs."""
@@ -63,7 +75,7 @@ class Spread:
     """
 
     def __init__(self, model: Any, settings: Mapping[str, Any], capacity: int = MOST) -> None:  # noqa: ANN401 - openvino ships no types
-        core = load_openvino().Core()
+        core = openvino_core()
         together = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", **settings})
         self.inputs, self.outputs = list(together.inputs), list(together.outputs)
         self.given = [_buffer(port) for port in self.inputs]
@@ -186,7 +198,7 @@ def _spread(
 ) -> Spread:
     """A graph from its file, or from the bytes of its int8 form; BadBundle where it fails."""
     try:
-        core = load_openvino().Core()
+        core = openvino_core()
         model = core.read_model(*quantised) if quantised else core.read_model(str(path))
         return Spread(model, settings, capacity)
     except RuntimeError as error:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engines.contracts import BadConfig, BadData
 from engines.features.file import FileNetwork, FileSettings, Size
-from engines.openvino_graphs import load_openvino
+from engines.openvino_graphs import openvino_core
 
 DOMAIN, NODE = "assayline", "OnnxFile"
 
@@ -79,7 +79,7 @@ def open_onnx(settings: FileSettings) -> OnnxNetwork:
 def _opened(file: Path, stamp: int, size: Size) -> _Opened:
     """Compiled in single precision, as training is; a changed file has another time stamp."""
     del stamp
-    core = load_openvino().Core()
+    core = openvino_core()
     try:
         model = core.read_model(str(file))
     except RuntimeError as error:

@@ -18,7 +18,7 @@ from engines.dataset import evenly
 from engines.gpu.precision import EightBits
 from engines.gpu.qdq import LARGEST, learned_layers, quantised
 from engines.nncf_layers import model_bytes
-from engines.openvino_graphs import load_openvino
+from engines.openvino_graphs import openvino_core
 from engines.parity_set import load_frames
 from engines.quantisation import IMAGES, agreeing, sampled
 
@@ -92,7 +92,7 @@ def measured_ranges(
     path: Path, layers: Mapping[str, str], samples: Sequence[Named]
 ) -> dict[str, float]:
     """The largest magnitude that flows into each layer over all samples, computed in f32."""
-    core = load_openvino().Core()
+    core = openvino_core()
     model = core.read_model(str(path))
     tensors = sorted(set(layers.values()))
     model.add_outputs(tensors)
@@ -109,4 +109,4 @@ def measured_ranges(
 
 def _as_model(data: bytes) -> Model:
     """An ONNX file as OpenVINO keeps one."""
-    return model_bytes(load_openvino().Core().read_model(data))
+    return model_bytes(openvino_core().read_model(data))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from engines.openvino_graphs import load_openvino
+from engines.openvino_graphs import load_openvino, openvino_core
 from pipeline.doctor.machine import cpu_flags
 
 PEAK_SIDE = 1536  # large enough to be bound by arithmetic, small enough for any laptop
@@ -63,7 +63,7 @@ def matmul_peak(precision: str, side: int = PEAK_SIDE, rounds: int = PEAK_ROUNDS
     left = opset13.parameter([side, side], np.float32)
     right = opset13.constant(np.ones((side, side), np.float32))
     model = openvino.Model([opset13.matmul(left, right, False, False)], [left])
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
     request, values = compiled.create_infer_request(), np.ones((side, side), np.float32)
     request.infer([values])
     return 2 * side**3 / min(_timed(request, values) for _ in range(rounds))

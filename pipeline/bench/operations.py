@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from engines.openvino_graphs import load_openvino
+from engines.openvino_graphs import openvino_core
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def graph_operations(path: Path, batch: int) -> int:
     """Operations (2 per multiply-add) of one call of an ONNX graph at ``batch`` rows."""
-    return model_operations(load_openvino().Core().read_model(path), batch)
+    return model_operations(openvino_core().read_model(path), batch)
 
 
 def model_operations(model: Any, batch: int) -> int:  # noqa: ANN401 - openvino ships no types

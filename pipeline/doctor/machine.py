@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from engines.openvino_graphs import load_openvino
+from engines.openvino_graphs import load_openvino, openvino_core
 from pipeline.doctor.check import Check, advice, fact, required
 
 GIB = 2**30
@@ -137,7 +137,7 @@ def openvino_devices() -> Check:
     """What OpenVINO can run on, and the precision that ``auto`` would take."""
     try:
         openvino = load_openvino()
-        core = openvino.Core()
+        core = openvino_core()
         devices = list(core.available_devices)
         precision = core.get_property("CPU", "INFERENCE_PRECISION_HINT").to_string()
         known = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -20,7 +20,7 @@ from engines.bundle import Bundle, GraphSpec
 from engines.contracts import BadBundle, BadConfig, EngineFault, Evidence, Finding
 from engines.costs import measure_costs
 from engines.inspector import Inspector, Part, inspect_all
-from engines.openvino_graphs import load_openvino
+from engines.openvino_graphs import openvino_core
 from tests.engines.exported import Exported, draw_parts, exported, rows_of, sealed
 from tests.engines.sketches import DecoDiffSketch, GladSketch
 
@@ -184,7 +184,7 @@ def test_what_a_runtime_raises_is_one_sentence(deco: Exported) -> None:
 
 def test_precision_is_always_explicit(deco: Exported) -> None:
     """ "auto" is bf16 exactly where the processor has it; pins hold a graph at f32."""
-    core = load_openvino().Core()
+    core = openvino_core()
     native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     best = "bf16" if native else "f32"
     assert deco.openvino("auto").key == f"openvino:{best}"

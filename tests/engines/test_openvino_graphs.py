@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -97,3 +99,23 @@ def test_a_call_has_ended_when_one_of_its_shares_raises(
     with pytest.raises(RuntimeError, match="no memory"):
         apart.run_on(first(frames, 2))
     assert sorted(ended) == ["first", "second"]
+
+
+def test_a_signal_is_survived_whatever_graphs_have_come_and_gone(deco: Exported) -> None:
+    """The first of them closed first, as bundles that change places are."""
+    program = (
+        "import os, signal\n"
+        "from engines.backend_openvino import OpenVinoBackend\n"
+        "from engines.bundle import GraphsSpec\n"
+        "from pathlib import Path\n"
+        f"folder = Path({str(deco.folder)!r})\n"
+        "spec = GraphsSpec.model_validate_json((folder / 'spec.json').read_bytes())\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('heard'))\n"
+        "held = [OpenVinoBackend(folder, spec, threads=1) for _ in range(2)]\n"
+        "held.pop(0).close()\n"
+        "held.pop(0).close()\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    told = [sys.executable, "-c", program]
+    done = subprocess.run(told, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

@@ -15,7 +15,7 @@ from engines.bundle import open_bundle, seal
 from engines.calibration_fit import Wanted, fit_calibration
 from engines.contracts import BadBundle, BadConfig, ParityError
 from engines.nncf_layers import is_chosen
-from engines.openvino_graphs import load_openvino
+from engines.openvino_graphs import openvino_core
 from engines.parity_set import ParitySet, save_frames
 from engines.quantisation import RUNGS, quantise
 from engines.quantised import KEY, RECORD, Quantised, quantised_folder, read_record
@@ -85,7 +85,7 @@ def images_of(sketch: Exported, count: int) -> list[UInt8]:
 
 def test_only_layers_of_networks_are_chosen(sketch: Exported) -> None:
     """Weights are constants; the search of the bank, tables, norms and scores are never chosen."""
-    core = load_openvino().Core()
+    core = openvino_core()
     for graph in sketch.spec.graphs:
         model = core.read_model(str(sketch.folder / f"{graph}.onnx"))
         kinds = {op.get_type_name() for op in model.get_ops() if is_chosen(op, "learned")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engines.openvino_graphs import load_openvino
+from engines.openvino_graphs import openvino_core
 from pipeline.bench.efficientad import efficientad_s
 from pipeline.bench.operations import model_operations
 
@@ -27,7 +27,7 @@ def test_descriptors_have_the_published_grid(padded: bool, side: int) -> None:
 
 def test_a_frame_gets_a_map_of_its_size_and_a_score() -> None:
     """From uint8 to a finite map of the image's size, whose maximum is the score."""
-    compiled = load_openvino().Core().compile_model(efficientad_s((256, 320)), "CPU")
+    compiled = openvino_core().compile_model(efficientad_s((256, 320)), "CPU")
     image = np.random.default_rng(0).integers(0, 256, (2, 256, 320, 3), np.uint8)
     anomaly_map, score = compiled([image]).values()
     assert anomaly_map.shape == (2, 256, 320)

@@ -14,7 +14,7 @@ from engines.contracts import AnyArray
 from engines.gpu.device_checked import CheckedDevice
 from engines.gpu.executable import Port
 from engines.gpu.rows import row_bytes
-from engines.openvino_graphs import load_openvino
+from engines.openvino_graphs import openvino_core
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +78,7 @@ class HostEngine:
 def compiled(path: Path) -> Any:  # noqa: ANN401 - openvino ships no types
     """A graph in single precision, compiled once for all engines of a test process."""
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    return load_openvino().Core().compile_model(str(path), "CPU", settings)
+    return openvino_core().compile_model(str(path), "CPU", settings)
 
 
 def _ports(names: Any, found: Any) -> tuple[Port, ...]:  # noqa: ANN401 - openvino ships no types

@@ -15,7 +15,7 @@ from engines.bundle import GRAPHS
 from engines.contracts import AnyArray, BadBundle
 from engines.gpu.half import AVERAGING, BETWEEN, FITTED, PRODUCTS, TYPES, Half, chosen_nodes, halved
 from engines.gpu.half_graph import Nodes
-from engines.openvino_graphs import load_openvino
+from engines.openvino_graphs import openvino_core
 from tests.engines.exported import Exported, draw_parts, exported, rows_of
 from tests.engines.sketches import SKETCHES
 
@@ -183,7 +183,7 @@ def test_what_is_no_graph_is_one_sentence() -> None:
 
 def assert_agree(data: bytes, given: dict[str, AnyArray], kind: Half) -> dict[str, AnyArray]:
     """Compare both precisions, integers exactly; the f32 outputs by the names of the state."""
-    core = load_openvino().Core()
+    core = openvino_core()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = core.compile_model(core.read_model(data, b""), "CPU", settings)
     names = [output.name for output in onnx.load_model_from_string(data).graph.output]

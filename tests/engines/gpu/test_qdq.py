@@ -19,7 +19,7 @@ from engines.gpu.gate import build_and_gate
 from engines.gpu.precision import precisions_of
 from engines.gpu.qdq import LARGEST, Eight, learned_layers, quantised
 from engines.gpu.target import find_target
-from engines.openvino_graphs import load_openvino
+from engines.openvino_graphs import openvino_core
 from engines.parity_set import ParitySet, save_frames
 from engines.quantisation import RUNGS
 from engines.specimens import pictures
@@ -87,7 +87,7 @@ def chain() -> bytes:
 
 def computed(data: bytes, image: np.ndarray) -> np.ndarray:
     """What OpenVINO makes of a graph."""
-    core = load_openvino().Core()
+    core = openvino_core()
     compiled = core.compile_model(core.read_model(data), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found: np.ndarray = compiled([image])[0]
     return found
