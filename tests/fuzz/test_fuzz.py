@@ -99,7 +99,7 @@ def explodes(_: Room, data: bytes) -> None:
     while data == b"hang":
         pass
     if data == b"memory":
-        bytearray(300_000_000)[::4096] = b"x" * len(range(0, 300_000_000, 4096))
+        bytearray(100_000_000)[::4096] = b"x" * len(range(0, 100_000_000, 4096))
 
 
 @pytest.mark.parametrize(
