@@ -28,14 +28,15 @@ from pipeline.stream import Stream
 from pipeline.telemetry import facts
 from pipeline.wire import FrameHead, undecided
 
-PERIOD_MS = 5.0
+LEAST_MS, PERIOD_MS = 1.0, 5.0  # between looks
 REST_MS = 250.0  # between looks while no open frame is near its gate
 REST_SHARE = 0.1  # of the shortest gate: no frame is admitted with so little time left
 BACK_OFF_S = 0.2
 LATE_AT_FIRST_MS = 50.0  # what is assumed before anything has been measured
 LATE_MAX_MS = 1000.0  # a machine that sleeps longer than this is beyond what a margin can mend
 WARY = 1.5  # the next delay may be so many times the longest of late
-FORGET_S = 60.0  # a lateness has lost two thirds of its weight after so long
+LATE_SHARE = 1 / 8  # of a gate, at most, by which to be early: wary of every stall, none is decided
+FORGET_S = 20.0  # a lateness has lost two thirds of its weight after so long
 ASSUMED_S = 3.0  # and one that nobody measured after so long: looks are taken all the while
 STEP_MS = 20.0  # a clock that falls behind by more was set back
 SLACK_MS = 250.0  # how far clocks of honest processes may lie apart
@@ -96,7 +97,7 @@ class SteadyClock:
 class GateKeeper:
     """Watches the open frames of some cameras; each answer comes ``margin_ms`` before the gate.
 
-    ``gates_ms`` is each camera's time to its gate: lateness takes half of it at the most.
+    ``gates_ms`` is each camera's time to its gate: lateness takes ``LATE_SHARE`` of it at the most.
     """
 
     def __init__(
@@ -109,9 +110,9 @@ class GateKeeper:
         self._stream = stream
         self._cameras = tuple(cameras)
         self._margin_ms = margin_ms
-        self._late_max_ms = {name: gate_ms / 2 for name, gate_ms in (gates_ms or {}).items()}
+        self._late_max_ms = {n: LATE_SHARE * gate_ms for n, gate_ms in (gates_ms or {}).items()}
         self._rest_ms = min(REST_MS, REST_SHARE * min((gates_ms or {}).values(), default=0.0))
-        self._is_near = False  # some open frame is due before a rest would end
+        self._first_ms = math.inf  # until the first open frame has to be answered
         self._gates_ms = dict(gates_ms or {})
         self._clock = SteadyClock(max(self._gates_ms.values(), default=0.0))
         self.lateness = Lateness()
@@ -132,8 +133,8 @@ class GateKeeper:
 
     @property
     def pause_ms(self) -> float:
-        """Until the next look: a rest where nothing is near, so that an idle line costs little."""
-        return PERIOD_MS if self._is_near else max(PERIOD_MS, self._rest_ms)
+        """Until the next look: when the first frame has to be answered, or a rest before that."""
+        return min(max(LEAST_MS, self._first_ms), max(PERIOD_MS, self._rest_ms))
 
     def tick(self, now_ns: int | None = None, *, waited_ms: float = 0.0) -> list[Verdict]:
         """Answer what would be late by the end of the next look; the verdicts that were given.
@@ -142,7 +143,7 @@ class GateKeeper:
         taken off the gate too. ``waited_ms`` since the tick before were meant.
         """
         given: list[Verdict] = []
-        self._is_near = False
+        self._first_ms = math.inf
         while True:  # one look is bounded: look until none is left
             began_s = time.monotonic()
             heads = self._expiring(now_ns)
@@ -169,8 +170,9 @@ class GateKeeper:
         due_ns = {camera: now + int(self._ahead_ms(camera) * 1e6) for camera in self._cameras}
         rest_ns = int(self._rest_ms * 1e6)
         near = self._stream.deadlines({name: due + rest_ns for name, due in due_ns.items()})
-        self._is_near |= bool(near)
-        due = {frame: at for frame, at in near.items() if at <= due_ns[frame.partition("/")[0]]}
+        left_ns = {frame: at - due_ns[frame.partition("/")[0]] for frame, at in near.items()}
+        self._first_ms = min(left_ns.values(), default=math.inf) / 1e6
+        due = {frame: near[frame] for frame, left in left_ns.items() if left <= 0}
         return [*self._stamped_before(now), *self._stream.heads(due)]
 
     def _ahead_ms(self, camera: str) -> float:

@@ -11,10 +11,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 
-from engines.contracts import StreamLost
 from pipeline.acted import Acted
 from pipeline.alone import alone
 from pipeline.config import LineSettings
@@ -147,9 +146,6 @@ class Inbox:
     def read(self, block_ms: int) -> list[VerdictDelivery]:
         """The next verdicts that nobody has acted on; waits so long for the first."""
         found = self._patiently(self._take, block_ms)
-        if len(found) == 1:  # who waits is handed the first of several alone
-            with suppress(StreamLost):  # it is told on; whoever reads next sees to the loss
-                found += self._take(0)
         self._read_some = bool(found)
         self.is_behind = len(found) >= READ_MAX
         with self._lock:

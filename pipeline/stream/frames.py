@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from engines.contracts import BadFrame, Reason, Verdict
 from pipeline.stream.facts import Delivery, Keys, ledger_field
-from pipeline.stream.link import Call, Word, is_refusal
+from pipeline.stream.link import Call, Word, is_refusal, scored
 from pipeline.stream.verdicts import Verdicts
 from pipeline.wire import (
     Codec,
@@ -234,23 +234,15 @@ class Stream(Verdicts):
 
         All cameras in one round trip; of each the most urgent come first.
         """
-        found: dict[str, int] = {}
-        with self._translated(), self._commands.pipeline(transaction=False) as pipe:
-            for camera, until_ns in before_ns.items():
-                pipe.zrange(
-                    self._of(camera).open,
-                    "-inf",
-                    until_ns // 1000,
-                    byscore=True,
-                    offset=0,
-                    num=count,
-                    withscores=True,
-                )
-            replies = pipe.execute()
-        for camera, pairs in zip(before_ns, replies, strict=True):
-            for entry_id, deadline_us in pairs:
-                found[f"{camera}/{entry_id.decode()}"] = int(deadline_us) * 1000
-        return found
+        told = ("BYSCORE", "LIMIT", 0, count, "WITHSCORES")
+        ranges = [(self._of(name).open, "-inf", due // 1000) for name, due in before_ns.items()]
+        with self._translated():
+            replies = self._ask_each(("ZRANGE", *within, *told) for within in ranges)
+        return {
+            f"{camera}/{entry_id.decode()}": int(float(deadline_us)) * 1000
+            for camera, reply in zip(before_ns, replies, strict=True)
+            for entry_id, deadline_us in scored(reply)
+        }
 
     def heads(self, deadlines: Mapping[str, int]) -> list[FrameHead]:
         """What is known of open frames, given with their deadlines; in one round trip."""

@@ -97,6 +97,12 @@ def _pairs(found: Any) -> Iterable[tuple[bytes, Any]]:  # noqa: ANN401 - what th
     return found.items() if isinstance(found, dict) else found or ()
 
 
+def scored(found: Sequence[Any]) -> Iterable[tuple[bytes, Any]]:
+    """Members with their scores, whichever protocol an address asks for."""
+    is_flat = bool(found) and not isinstance(found[0], list)
+    return zip(found[::2], found[1::2], strict=True) if is_flat else map(tuple, found)
+
+
 def _fields(flat: Sequence[bytes] | None) -> dict[bytes, bytes]:
     """Fields of an entry by name; none where it was deleted since it was delivered."""
     pairs = flat or ()
@@ -240,6 +246,13 @@ class Link:
         if is_refusal(reply):
             raise reply
         return reply
+
+    def _ask_each(self, commands: Iterable[tuple[Word, ...]]) -> list[Any]:
+        """The replies to commands sent together, none of which the server must refuse."""
+        replies = self._exchange(*commands)
+        for reply in filter(is_refusal, replies):
+            raise reply
+        return replies
 
     def _transact(self, *commands: tuple[Word, ...]) -> list[Any]:
         """The replies to commands of one MULTI; raises why the server would not even begin."""

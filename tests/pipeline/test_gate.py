@@ -13,6 +13,7 @@ import pytest
 from engines.contracts import Decision, Reason, Verdict
 from pipeline.gate import (
     LATE_AT_FIRST_MS,
+    LEAST_MS,
     PERIOD_MS,
     REST_MS,
     GateKeeper,
@@ -107,7 +108,7 @@ def test_lateness_is_its_peak_and_is_forgotten(monkeypatch: pytest.MonkeyPatch) 
     lateness.note(80.0)
     lateness.note(1.0)
     assert lateness.ms == 80.0
-    now_s += 60.0
+    now_s += 20.0
     assert 20.0 < lateness.ms < 40.0
     now_s += 600.0
     lateness.note(3.0)
@@ -122,7 +123,7 @@ def test_what_nobody_measured_is_not_believed_for_long(monkeypatch: pytest.Monke
     lateness.note(4.0)
     assert lateness.ms == LATE_AT_FIRST_MS
     now_s += 12.0
-    assert 3.0 < lateness.ms < 4.0
+    assert 2.0 < lateness.ms < 4.0
 
 
 def test_a_long_tick_teaches_no_more_than_its_longest_look(
@@ -145,16 +146,17 @@ def test_a_long_tick_teaches_no_more_than_its_longest_look(
 
 
 def test_it_rests_while_nothing_is_near(stream: Stream) -> None:
-    """Looks are rare on an idle line, frequent while an open frame is due within a rest."""
+    """Looks are rare on an idle line; where a frame is due within a rest, the next comes then."""
     keeper = GateKeeper(stream, ["cam"], MARGIN_MS, {"cam": 3000.0})
     keeper.lateness.note(0.0)
     admit(stream, "cam/1-1", 10_000 * MS)
     pauses = []
-    for now_ms in (1_000, 9_000, 9_900):
+    for now_ms in (1_000, 9_000, 9_800):
         assert keeper.tick(now_ms * MS) == []
         pauses.append(keeper.pause_ms)
-    assert pauses == [REST_MS, REST_MS, PERIOD_MS]
-    assert len(keeper.tick(9_990 * MS)) == 1
+    assert pauses[:2] == [REST_MS, REST_MS]
+    assert LEAST_MS < pauses[2] < 200.0 - MARGIN_MS
+    assert len(keeper.tick(int((9_801 + pauses[2]) * MS))) == 1
 
 
 def test_a_near_gate_allows_no_long_rest(stream: Stream) -> None:
@@ -165,15 +167,16 @@ def test_a_near_gate_allows_no_long_rest(stream: Stream) -> None:
     assert keeper.pause_ms == pytest.approx(10.0)
 
 
-def test_it_is_early_by_its_lateness_and_by_half_the_gate_at_most(stream: Stream) -> None:
+def test_it_is_early_by_its_lateness_and_by_a_share_of_the_gate_at_most(stream: Stream) -> None:
     """A keeper that was 300 ms late answers 300 ms earlier, where the gate is far enough."""
     for camera in ("far", "near"):
         admit(stream, f"{camera}/1-1", 10_000 * MS)
-    keeper = GateKeeper(stream, ["far", "near"], MARGIN_MS, {"far": 2000.0, "near": 200.0})
+    keeper = GateKeeper(stream, ["far", "near"], MARGIN_MS, {"far": 4000.0, "near": 200.0})
     keeper.lateness.note(300.0)
     given = [verdict.frame_id for verdict in keeper.tick(9_750 * MS)]
     assert given == ["far/1-1"]
-    assert [verdict.frame_id for verdict in keeper.tick(9_890 * MS)] == ["near/1-1"]
+    assert keeper.tick(9_940 * MS) == []
+    assert [verdict.frame_id for verdict in keeper.tick(9_970 * MS)] == ["near/1-1"]
 
 
 def test_a_frozen_inspector_comes_too_late(stream: Stream) -> None:

@@ -16,10 +16,9 @@ from engines.contracts import BadConfig, Decision, Reason, StreamLost, Verdict
 from pipeline.acted import REMEMBERED, Acted
 from pipeline.config import LineSettings
 from pipeline.server import embedded_server
-from pipeline.sink import Inbox, run_sink
-from pipeline.stream import Stream, VerdictDelivery, open_stream
+from pipeline.sink import run_sink
+from pipeline.stream import Stream, open_stream
 from pipeline.wire import FrameEntry
-from tests.pipeline.outgoing import delivery
 from tests.tiny_line import good_part
 from tests.waiting import wait_for
 
@@ -112,32 +111,6 @@ def test_a_stopped_sink_reads_to_the_end_first(
     run_sink(line, stop)
     assert len(written(line)) == 150
     assert not stream.read_verdicts(["left"], "sink:tiny", "sink", 10, 10)
-
-
-class Scripted:
-    """A stream that gives these answers to reads, one after the other."""
-
-    def __init__(self, *answers: list[VerdictDelivery] | StreamLost) -> None:
-        self.answers = list(answers)
-        self.blocks_ms: list[int] = []
-
-    def read_verdicts(self, *asked: Any) -> list[VerdictDelivery]:  # noqa: ANN401
-        """The next answer."""
-        self.blocks_ms.append(asked[-1])
-        answer = self.answers.pop(0)
-        if isinstance(answer, StreamLost):
-            raise answer
-        return answer
-
-
-def test_verdicts_written_together_are_told_together(tmp_path: Path) -> None:
-    """Who waits is handed the first alone: the rest is fetched without waiting, loss or no loss."""
-    few = [delivery(number) for number in range(4)]
-    stream: Any = Scripted(few[:1], few[1:], few[:2], few[:1], [], few[:1], StreamLost("away"))
-    with Acted(tmp_path / "acted") as acted:
-        inbox = Inbox(stream, ["left"], "sink", acted, threading.Event())
-        assert [len(inbox.read(70)) for _ in range(4)] == [4, 2, 1, 1]
-    assert stream.blocks_ms == [70, 0, 70, 70, 0, 70, 0]
 
 
 def test_a_line_has_one_sink(
