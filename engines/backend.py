@@ -79,6 +79,10 @@ class BatchedBackend(ABC):
         """Run one bucket of a graph on what its buffers hold; False where nothing is warmed so."""
         return False
 
+    def beside(self) -> Sequence[BatchedBackend]:
+        """Backends that may run at the same time as this one, each with rows of its own."""
+        return []
+
     def close(self) -> None:  # noqa: B027 - a runtime may hold nothing
         """Release the runtime."""
 
@@ -130,6 +134,7 @@ class _Asked:
     capacity: int  # rows of state
     threads: int | None
     cache: Path | None  # of compiled graphs
+    engines: int
 
 
 def open_backend(
@@ -140,15 +145,18 @@ def open_backend(
     *,
     threads: int | None = None,
     cache: Path | None = None,
+    engines: int = 1,
 ) -> BatchedBackend:
     """Open a bundle on a runtime, with ``capacity`` rows of state.
 
-    ``precision`` is one for all graphs or one per graph; ``cache`` keeps compiled graphs. Raises
-    BadConfig for a name or precision that does not exist, BadBundle for graphs that do not load.
+    ``precision`` is one for all graphs or one per graph; ``cache`` keeps compiled graphs. Of
+    ``engines`` that share the processor and the rows this is one, and its ``beside`` the others; a
+    runtime that has no use for several has none. Raises BadConfig for a name or precision that does
+    not exist, BadBundle for graphs that do not load.
     """
     if name not in BACKENDS:
         raise BadConfig(f"there is no backend {name!r}; choose one of {', '.join(BACKENDS)}")
-    return BACKENDS[name](_Asked(bundle, precision, capacity, threads, cache))
+    return BACKENDS[name](_Asked(bundle, precision, capacity, threads, cache, engines))
 
 
 def build_engine(
@@ -284,6 +292,7 @@ def _open_openvino(asked: _Asked) -> BatchedBackend:
         threads=asked.threads,
         cache=asked.cache or (built if built.is_dir() else None),
         quantised=quantised,
+        engines=asked.engines,
     )
 
 

@@ -8,7 +8,9 @@ in (gather) and once on its way back (scatter).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+import os
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -29,12 +31,14 @@ PRECISIONS = ("auto", "f32", "bf16", "int8")
 
 
 class OpenVinoBackend(BatchedBackend):
-    """Three compiled graphs over ``capacity`` preallocated rows.
+    """Three compiled graphs over preallocated rows, ``capacity`` in all engines.
 
     ``precision``: one for all graphs, or one per graph. ``pins`` are the bundle's own wishes by
     graph ({"start": "f32"}); they are honoured where the caller did not ask for f32 or by graph.
     ``quantised``: int8 graphs by name; asked for int8, any other graph runs in f32.
     ``threads``: None leaves the number to OpenVINO. ``cache``: a folder for compiled graphs.
+    ``engines``: so many may run at the same time, each with its share of the threads; ``beside``
+    gives the others.
     """
 
     def __init__(
@@ -48,16 +52,19 @@ class OpenVinoBackend(BatchedBackend):
         threads: int | None = None,
         cache: Path | None = None,
         quantised: Mapping[GraphName, Model] | None = None,
+        engines: int = 1,
     ) -> None:
+        engines = min(engines, threads or len(os.sched_getaffinity(0)))
+        capacity //= engines
         super().__init__(capacity)
+        self._others = engines - 1
         core = openvino_core()
         asked = _resolved(precision, core)
         held = _pinned(asked, pins or {}) if isinstance(precision, str) else asked
         self.precisions = _with_int8(held, quantised or {})
         self.key = f"openvino:{_summary(asked)}"
-        self._rows: Named = {
-            t.name: np.zeros((capacity, *t.shape), np.dtype(t.dtype)) for t in spec.state
-        }
+        self._spec = spec
+        self._rows = _rows(spec, capacity)
         self._graphs: dict[GraphName, Graph] = {}
         for name, kind in self.precisions.items():
             # What is not int8 in a quantised graph stays f32: scores and choices are made there.
@@ -70,7 +77,12 @@ class OpenVinoBackend(BatchedBackend):
                 _settings(threads, cache) | {"INFERENCE_PRECISION_HINT": hint},
                 quantised=model,
                 capacity=capacity,
+                engines=engines,
             )
+
+    def beside(self) -> list[Self]:
+        """Others over the same compiled graphs, each with rows of its own."""
+        return [self._another() for _ in range(self._others)]
 
     def rehearse(self, graph: GraphName, size: int) -> bool:
         """Run one bucket of a graph on what its buffers hold; state rows stay as they are."""
@@ -84,6 +96,12 @@ class OpenVinoBackend(BatchedBackend):
     def close(self) -> None:
         """Release the compiled graphs and the rows."""
         self._graphs, self._rows = {}, {}
+
+    def _another(self) -> Self:
+        other = copy.copy(self)
+        other._rows = _rows(self._spec, self.capacity)
+        other._graphs = {name: graph.beside() for name, graph in self._graphs.items()}
+        return other
 
     def _start(self, rows: Rows, slots: list[int]) -> Progress:
         return self._scatter(self._graphs["start"].run_on(columns(rows)), slots)
@@ -99,6 +117,11 @@ class OpenVinoBackend(BatchedBackend):
         for name, values in found.items():
             self._rows[name][slots] = values
         return Progress(*(self._rows[name][slots] for name in PROGRESS))
+
+
+def _rows(spec: GraphsSpec, capacity: int) -> Named:
+    """Room for the state of so many rows."""
+    return {t.name: np.zeros((capacity, *t.shape), np.dtype(t.dtype)) for t in spec.state}
 
 
 def _settings(threads: int | None, cache: Path | None) -> dict[str, Any]:

@@ -1,19 +1,24 @@
 """Graphs on OpenVINO: compiled, fed in place, and spread over the processor.
 
 A call of several rows can use the processor in two ways: all threads share every operation, or each
-thread takes rows of its own. The second leaves nobody waiting for the slowest at the end of every
-operation, whatever else runs on the machine; the first is the only one for a single row. Which is
-quicker for many is measured when a graph is opened.
+stream of threads takes rows of its own. The second leaves nobody waiting for the slowest at the end
+of every operation, whatever else runs on the machine; the first is the only one for a single row.
+And a stream may take its rows all together or a few at a time: what many rows hold between two
+operations is more than a cache does. Which is quickest is measured when a graph is opened.
+
+Where several engines share the processor, each has a stream of one compiled model, and they never
+wait for one another.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -67,53 +72,112 @@ class Share:
             self.request.set_output_tensor(index, tensor)
 
 
+class Way(NamedTuple):
+    """How the rows of a call go through a compiled model."""
+
+    compiled: Any
+    each: int  # rows that go together
+    at_once: bool  # those that do not go together: each on a stream of its own, or in turn
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A batch of one size, laid out."""
+
+    shares: tuple[Share, ...]
+    at_once: bool
+
+    def run(self) -> None:
+        """Run all shares; every one of them has ended when this does, even by raising."""
+        with ExitStack() as ending:
+            for share in self.shares:
+                share.bind()
+                if self.at_once:
+                    share.request.start_async()
+                    ending.callback(share.request.wait)
+                else:
+                    share.request.infer()
+
+
 class Spread:
     """A model on the processor, and the buffers that it reads (``given``) and writes (``found``).
 
-    Compiled by ``settings`` of the CPU plugin for calls of up to ``capacity`` rows. Raises
+    Compiled by ``settings`` of the CPU plugin for calls of up to ``capacity`` rows. With several
+    ``engines`` it is one of so many that may run at the same time, which ``beside`` gives. Raises
     RuntimeError where the model does not compile.
     """
 
-    def __init__(self, model: Any, settings: Mapping[str, Any], capacity: int = MOST) -> None:  # noqa: ANN401 - openvino ships no types
-        core = openvino_core()
-        together = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", **settings})
-        self.inputs, self.outputs = list(together.inputs), list(together.outputs)
-        self.given = [_buffer(port) for port in self.inputs]
-        self.found = [_buffer(port) for port in self.outputs]
-        whole = [together.create_infer_request()]
-        self._shares = {size: self._shared(size, whole) for size in BUCKETS}
-        threads, most = int(together.get_property("INFERENCE_NUM_THREADS")), min(capacity, MOST)
-        streams = min(bucket_of(most), _power_of_two(threads))  # as buckets are
-        if streams > 1:
-            own = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads, **settings}
-            apart = core.compile_model(model, "CPU", own)
-            requests = [apart.create_infer_request() for _ in range(streams)]
-            self._part(requests, bucket_of(min(most, max(TRIED, streams))))
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 - openvino ships no types
+        settings: Mapping[str, Any],
+        capacity: int = MOST,
+        engines: int = 1,
+    ) -> None:
+        most = min(capacity, MOST)
+        ways = _ways(model, settings, bucket_of(most), engines)
+        self.inputs, self.outputs = list(ways[0].compiled.inputs), list(ways[0].compiled.outputs)
+        self._lay_out(dict.fromkeys(BUCKETS, ways[0]))
+        calls = [self._call(bucket_of(min(most, TRIED)), way) for way in ways]
+        took_s = [min(times) for times in zip(*_timed(calls), strict=True)]
+        quickest = ways[took_s.index(min(took_s))]
+        few = [size for size in BUCKETS if quickest.at_once and size == 1]
+        self._lay_out(dict.fromkeys(BUCKETS, quickest) | dict.fromkeys(few, ways[0]))
+
+    def beside(self) -> Spread:
+        """The same with buffers of its own: another engine."""
+        other = copy.copy(self)
+        other._lay_out(self._ways)
+        return other
 
     def run(self, count: int) -> None:
         """Run the bucket that holds ``count`` rows on what lies in the buffers."""
-        _run(self._shares[bucket_of(count)])
+        self._calls[bucket_of(count)].run()
 
-    def _part(self, requests: Sequence[Any], tried: int) -> None:
-        """Let rows go apart from now on, if so many of them are quicker that way here."""
-        apart = {s: self._shared(s, requests) for s in BUCKETS if s >= len(requests)}
-        ways = (self._shares[tried], apart[tried])
-        together_s, apart_s = (min(times) for times in zip(*_timed(ways), strict=True))
-        if apart_s < together_s:
-            self._shares |= apart
+    def _lay_out(self, ways: Mapping[int, Way]) -> None:
+        """Buffers, and the calls of every size over them."""
+        self._ways = ways
+        self.given = [_buffer(port) for port in self.inputs]
+        self.found = [_buffer(port) for port in self.outputs]
+        self._calls = {size: self._call(size, way) for size, way in ways.items()}
 
-    def _shared(self, size: int, requests: Sequence[Any]) -> list[Share]:
-        """A bucket of so many rows in equal parts, one to each request."""
-        tensor, each = load_openvino().Tensor, size // len(requests)
+    def _call(self, size: int, way: Way) -> Call:
+        """A bucket of so many rows; what does not go together has a request of its own."""
+        tensor = load_openvino().Tensor
+        streams = int(way.compiled.get_property("NUM_STREAMS")) if way.at_once else 1
+        each = min(way.each, max(1, size // streams))
 
-        def views(buffers: Sequence[AnyArray], first: int) -> tuple[Any, ...]:
+        def share(first: int) -> Share:
             rows = slice(first, first + each)
-            return tuple(tensor(buffer[rows], shared_memory=True) for buffer in buffers)
+            given, found = (
+                tuple(tensor(buffer[rows], shared_memory=True) for buffer in buffers)
+                for buffers in (self.given, self.found)
+            )
+            return Share(way.compiled.create_infer_request(), given, found)
 
-        return [
-            Share(request, views(self.given, first), views(self.found, first))
-            for request, first in zip(requests, range(0, size, each), strict=True)
-        ]
+        return Call(tuple(share(first) for first in range(0, size, each)), way.at_once)
+
+
+def _ways(
+    model: Any,  # noqa: ANN401 - openvino ships no types
+    settings: Mapping[str, Any],
+    most: int,
+    engines: int,
+) -> list[Way]:
+    """How calls of up to ``most`` rows could go, the one for any number first."""
+    compiled = functools.partial(openvino_core().compile_model, model, "CPU")
+    few = [each for each in BUCKETS if each < min(most, TRIED)]
+    if engines > 1:  # each of them has a stream, and takes what it is given in turn
+        own = compiled({"NUM_STREAMS": engines, **settings})
+        return [Way(own, each, at_once=False) for each in (most, *few)]
+    whole = compiled({"PERFORMANCE_HINT": "LATENCY", **settings})
+    together = Way(whole, most, at_once=False)
+    threads = int(whole.get_property("INFERENCE_NUM_THREADS"))
+    streams = min(most, _power_of_two(threads))  # as buckets are
+    if streams == 1:
+        return [together, *(Way(whole, each, at_once=False) for each in few)]
+    own = compiled({"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads, **settings})
+    return [together, *(Way(own, each, at_once=True) for each in few if each * streams <= most)]
 
 
 class Graph:
@@ -132,15 +196,22 @@ class Graph:
         *,
         quantised: Model | None = None,
         capacity: int = MOST,
+        engines: int = 1,
     ) -> None:
-        self.name, self.inputs = name, spec.inputs
-        self._spread = _spread(path, settings, quantised, capacity)
+        self.name, self.inputs, self._outputs = name, spec.inputs, spec.outputs
+        self._spread = _spread(path, settings, quantised, capacity, engines)
         wanted = [output_name(name, output) for output in spec.outputs]
         ours = self._spread
         if not (_named(ours.inputs, spec.inputs) and _named(ours.outputs, wanted)):
             raise BadBundle(f"{name}.onnx has other inputs or outputs than its manifest names")
-        self._given: Named = dict(zip(spec.inputs, ours.given, strict=True))
-        self._found: Named = dict(zip(spec.outputs, ours.found, strict=True))
+        self._name_buffers()
+
+    def beside(self) -> Graph:
+        """The same graph for another engine."""
+        other = copy.copy(self)
+        other._spread = self._spread.beside()
+        other._name_buffers()
+        return other
 
     def run_on(self, columns: Named) -> Named:
         """Outputs for as many rows as the columns have; they live until the next run."""
@@ -168,39 +239,34 @@ class Graph:
         self._spread.run(count)
         return {name: buffer[:count] for name, buffer in self._found.items()}
 
-
-def _run(shares: Sequence[Share]) -> None:
-    """One call: all shares at once; every one of them has ended when this does, even by raising."""
-    for share in shares:
-        share.bind()
-    if len(shares) == 1:
-        shares[0].request.infer()
-        return
-    with ExitStack() as ending:
-        for share in shares:
-            share.request.start_async()
-            ending.callback(share.request.wait)
+    def _name_buffers(self) -> None:
+        self._given: Named = dict(zip(self.inputs, self._spread.given, strict=True))
+        self._found: Named = dict(zip(self._outputs, self._spread.found, strict=True))
 
 
-def _timed(ways: Sequence[Sequence[Share]]) -> Iterator[list[float]]:
-    """Seconds of one call each way, so many times in turn; what comes first also warms."""
+def _timed(calls: Sequence[Call]) -> Iterator[list[float]]:
+    """Seconds of each call, so many times in turn; what comes first also warms."""
     for _ in range(TURNS):
         took = []
-        for way in ways:
+        for call in calls:
             began_s = time.perf_counter()
-            _run(way)
+            call.run()
             took.append(time.perf_counter() - began_s)
         yield took
 
 
 def _spread(
-    path: Path, settings: Mapping[str, Any], quantised: Model | None, capacity: int
+    path: Path,
+    settings: Mapping[str, Any],
+    quantised: Model | None,
+    capacity: int,
+    engines: int,
 ) -> Spread:
     """A graph from its file, or from the bytes of its int8 form; BadBundle where it fails."""
     try:
         core = openvino_core()
         model = core.read_model(*quantised) if quantised else core.read_model(str(path))
-        return Spread(model, settings, capacity)
+        return Spread(model, settings, capacity, engines)
     except RuntimeError as error:
         reason = last_line(error)
         raise BadBundle(f"{path} does not compile: {reason}; export it again") from error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from engines.backend import open_backend
+from engines.backend import BatchedBackend, open_backend
 from engines.bundle import Bundle
 from engines.calibration import Calibration
 from engines.contracts import BadBundle, BadConfig
@@ -19,7 +20,7 @@ from engines.scheduler import Policy, Scheduler
 from pipeline.applied import AppliedThresholds
 from pipeline.config import LineSettings, WorkerSettings
 from pipeline.judging import Judge, categories_needed
-from pipeline.seats import Seat
+from pipeline.seats import Loop, Seat
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +28,7 @@ class Tuning:
     """What follows the thresholds that people apply while a bundle inspects."""
 
     thresholds: AppliedThresholds
-    scheduler: Scheduler
+    schedulers: Sequence[Scheduler]
     early_exit: bool
 
     def follow(self, seat: Seat) -> bool:
@@ -39,17 +40,18 @@ class Tuning:
         if not self.thresholds.changed():
             return False
         now, judge = self.thresholds.now, seat.judge
-        self.scheduler.exit_by(now.exit_rule(judge.backend_key, looks=self.early_exit))
+        for scheduler in self.schedulers:
+            scheduler.exit_by(now.exit_rule(judge.backend_key, looks=self.early_exit))
         seat.judge = Judge(now, judge.bundle_id, judge.backend_key, now.calibration_id)
         return True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """An engine that can inspect, and its place at the reader."""
+    """Engines of one bundle that can inspect, and their place at the reader."""
 
     seat: Seat
-    inspector: Inspector
+    inspectors: Sequence[Inspector]  # of one engine each; each has a loop at the seat
     tuning: Tuning | None = None  # without it thresholds stay what they are
 
     def follow(self) -> bool:
@@ -70,6 +72,7 @@ def loaded(
     nanoseconds it took. Raises BadBundle or BadConfig for what this line cannot run.
     """
     chosen = settings.worker
+    count = max(1, min(chosen.engines, chosen.slots // bundle.tiling.count))
     with open_backend(
         bundle,
         chosen.backend,
@@ -77,20 +80,45 @@ def loaded(
         chosen.slots,
         threads=chosen.threads,
         cache=settings.run_dir / "engines",
+        engines=count,
     ) as backend:
         calibration = calibrated(bundle)
-        seat = Seat(bundle, judge_of(settings, bundle, calibration, backend.key), chosen.plan)
-        costs = measure_costs(backend, time.perf_counter_ns, chosen.batch_max, rest)
-        scheduler = scheduler_of(chosen, bundle, calibration, backend.key, costs)
-        inspector = Inspector(
-            backend,
-            scheduler=scheduler,
-            clock=clock,
-            timer=time.perf_counter_ns,
-            mosaic=Mosaic.of(bundle, calibration, backend.key),
-        )
+        judge = judge_of(settings, bundle, calibration, backend.key)
+        engines = inspectors_of(chosen, bundle, calibration, backend, clock=clock, rest=rest)
+        inspectors, schedulers = zip(*engines, strict=True)
+        seat = Seat(bundle, judge, chosen.plan, tuple(Loop() for _ in inspectors))
         applied = AppliedThresholds(settings.run_dir, bundle, calibration)
-        yield Loaded(seat, inspector, Tuning(applied, scheduler, chosen.early_exit))
+        yield Loaded(seat, inspectors, Tuning(applied, schedulers, chosen.early_exit))
+
+
+def inspectors_of(
+    chosen: WorkerSettings,
+    bundle: Bundle,
+    calibration: Calibration,
+    backend: BatchedBackend,
+    *,
+    clock: Callable[[], int],
+    rest: Callable[[int], None] = lambda _: None,
+) -> list[tuple[Inspector, Scheduler]]:
+    """An inspector and its scheduler for a backend and each beside it, by what calls cost there.
+
+    Costs are measured while all of them are at work, as they will be.
+    """
+    backends = [backend, *backend.beside()]
+
+    def costs_of(one: BatchedBackend) -> CostTable:
+        return measure_costs(one, time.perf_counter_ns, chosen.batch_max, rest)
+
+    with ThreadPoolExecutor(len(backends)) as pool:
+        costs = list(pool.map(costs_of, backends))
+    mosaic = Mosaic.of(bundle, calibration, backend.key)
+    timer = time.perf_counter_ns
+    found = []
+    for one, cost in zip(backends, costs, strict=True):
+        scheduler = scheduler_of(chosen, bundle, calibration, backend.key, cost)
+        inspector = Inspector(one, scheduler=scheduler, clock=clock, timer=timer, mosaic=mosaic)
+        found.append((inspector, scheduler))
+    return found
 
 
 def policy_of(settings: WorkerSettings) -> Policy:

@@ -105,6 +105,8 @@ class FrameReader:
         """What is read from now on is for this seat; what was read stays with the one before."""
         with self._changed:
             self._seat = seat
+            for loop in seat.loops:  # they rested while they had no turn
+                loop.beat_s = time.monotonic()
             self._room = 0
             self._changed.notify_all()
 
@@ -126,16 +128,22 @@ class FrameReader:
         is_fed = self._seat is seat and (self._is_reading or not self._stop.is_set())
         return is_fed or bool(seat.ready)
 
-    def take(self, seat: Seat, free_slots: int, patience_s: float) -> list[Part]:
-        """At most ``free_slots`` parts; a loop with patience waits a moment for the first one."""
+    def take(self, seat: Seat, free_slots: int, patience_s: float, number: int = 0) -> list[Part]:
+        """At most ``free_slots`` parts; a loop with patience waits a moment for the first one.
+
+        ``number`` of the loop at this seat.
+        """
         self._lane.check()
-        ready = seat.ready
+        ready, loop = seat.ready, seat.loops[number]
         with self._changed:
+            loop.free = free_slots
             if self._seat is seat:
-                self._make_room(free_slots - len(ready))
+                self._make_room(seat.room)
             if patience_s > 0 and not ready:
                 self._changed.wait(min(IDLE_S, patience_s))
-            return [ready.popleft() for _ in range(min(free_slots, len(ready)))]
+            taken = [ready.popleft() for _ in range(min(free_slots, len(ready)))]
+            loop.free -= len(taken)
+            return taken
 
     def _make_room(self, room: int) -> None:
         """Have so many frames read: now, or in a moment with others where there is work at hand."""
@@ -163,12 +171,14 @@ class FrameReader:
         with self._changed:
             return not self._held
 
-    def beat(self) -> None:
-        """The loop has made a turn: what it holds is alive."""
-        now = time.monotonic()
-        tick_s = now - self._beat_s
-        self._longest_tick_s = max(tick_s, 0.98 * self._longest_tick_s)  # slowly forgotten
-        self._beat_s = now
+    def beat(self, seat: Seat, number: int = 0) -> None:
+        """A loop has made a turn: what is held is alive, if the others of this seat have, too."""
+        now, loop = time.monotonic(), seat.loops[number]
+        tick_s = now - loop.beat_s
+        loop.beat_s = now
+        with self._changed:
+            self._longest_tick_s = max(tick_s, 0.98 * self._longest_tick_s)  # slowly forgotten
+            self._beat_s = seat.beat_s
         facts.observe("loop_turn_seconds", tick_s)
 
     # -- for the writer ------------------------------------------------------------------------

@@ -1,12 +1,14 @@
-"""A seat: the place of one inspection loop at the reader, with its bundle and what it judges by.
+"""A seat: the place of one bundle at the reader, with its inspection loops and what it judges by.
 
 A worker has one, and while bundles change two. A part is made for a seat when it is read, is
 inspected there and judged by the thresholds that the seat had at that moment: whatever happens
-meanwhile, no part sees two bundles.
+meanwhile, no part sees two bundles. Each engine of the bundle has a loop, and takes the next part
+that is ready.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -18,13 +20,32 @@ from pipeline.wire import FrameEntry
 
 
 @dataclass(slots=True, eq=False)
+class Loop:
+    """One inspection loop, as the reader sees it."""
+
+    free: int = 0  # parts that it could take when it was last there
+    beat_s: float = field(default_factory=time.monotonic)  # when it last made a turn
+
+
+@dataclass(slots=True, eq=False)
 class Seat:
     """One bundle at the reader, and the parts that were read for it and not yet taken."""
 
     bundle: Bundle
     judge: Judge
     plan: int  # of parts that ask for none
+    loops: tuple[Loop, ...] = field(default_factory=lambda: (Loop(),))
     ready: deque[Part] = field(default_factory=deque)
+
+    @property
+    def room(self) -> int:
+        """How many more parts may be read for it."""
+        return sum(loop.free for loop in self.loops) - len(self.ready)
+
+    @property
+    def beat_s(self) -> float:
+        """When the last of its loops made a turn: what one holds is alive while all of them are."""
+        return min(loop.beat_s for loop in self.loops)
 
     def part(self, entry: FrameEntry) -> Part:
         """A frame as this seat's engine needs it; BadFrame where it cannot be one."""

@@ -15,9 +15,12 @@ size (196 kB at 256 pixels), so none is scaled; nine of ten parts are good.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,10 +29,8 @@ import numpy as np
 from engines.backend import open_backend
 from engines.bundle import Bundle, open_bundle
 from engines.contracts import EngineFault, Frame
-from engines.costs import measure_costs
 from engines.images import to_model_input
 from engines.inspector import Inspector, Part, inspect_all
-from engines.mosaic import Mosaic
 from pipeline.bench.machine import machine_facts
 from pipeline.bench.report import Report, Result, quantiles
 from pipeline.bench.stage import (
@@ -42,7 +43,7 @@ from pipeline.bench.stage import (
     simulator,
 )
 from pipeline.config import WorkerSettings
-from pipeline.loading import calibrated, scheduler_of
+from pipeline.loading import calibrated, inspectors_of
 from pipeline.sources import open_source
 from pipeline.sources.settings import SimulatorSettings
 
@@ -125,24 +126,39 @@ def bench_line(
 def engine_alone(bundle: Bundle, frames: int) -> Alone:
     """The same frames without server, roles and answers: flat out, then one by one.
 
-    A worker's own scheduler decides, so that the line and this take the same steps.
+    A worker's own schedulers decide, so that the line and this take the same steps. Flat out it has
+    a worker's engines; a frame by itself has one, and all threads.
     """
-    chosen = WorkerSettings()
-    parts = list(_parts(bundle, frames))
-    with open_backend(
-        bundle, chosen.backend, chosen.precision, chosen.slots, threads=chosen.threads
-    ) as backend:
-        costs = measure_costs(backend, time.monotonic_ns)  # warms every batch size
-        calibration = calibrated(bundle)
-        scheduler = scheduler_of(chosen, bundle, calibration, backend.key, costs)
-        mosaic = Mosaic.of(bundle, calibration, backend.key)
-        inspector = Inspector(backend, scheduler=scheduler, clock=time.monotonic_ns, mosaic=mosaic)
+    chosen, parts = WorkerSettings(), list(_parts(bundle, frames))
+    source = iter(parts)
+
+    def inspect(inspector: Inspector) -> list[tuple[int, int]]:
+        return [(time.monotonic_ns(), one.steps) for one in inspect_all(inspector, source)]
+
+    with _engines(bundle, chosen, chosen.engines) as inspectors:
         cpu_s = time.process_time()
-        done = [(time.monotonic_ns(), one.steps) for one in inspect_all(inspector, parts)]
+        with ThreadPoolExecutor(len(inspectors)) as pool:
+            done = list(itertools.chain(*pool.map(inspect, inspectors)))
         cpu_s = (time.process_time() - cpu_s) / frames
+    with _engines(bundle, chosen, 1) as (inspector,):
         singles = [_single_s(inspector, part) for part in parts[:SINGLES]]
     done_ns, steps = zip(*done, strict=True)
     return Alone(rate_of(done_ns), cpu_s, statistics.mean(singles), statistics.mean(steps))
+
+
+@contextmanager
+def _engines(bundle: Bundle, chosen: WorkerSettings, count: int) -> Iterator[list[Inspector]]:
+    """A worker's inspectors, whose calls are warm."""
+    with open_backend(
+        bundle,
+        chosen.backend,
+        chosen.precision,
+        chosen.slots,
+        threads=chosen.threads,
+        engines=count,
+    ) as backend:
+        found = inspectors_of(chosen, bundle, calibrated(bundle), backend, clock=time.monotonic_ns)
+        yield [inspector for inspector, _ in found]
 
 
 def around_engine_s(bundle: Bundle, frames: int) -> float:

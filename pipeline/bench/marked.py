@@ -139,7 +139,7 @@ def _work(url: str, stream: Stream, stop: threading.Event) -> None:
     ):
         seat = Seat(bundle, _judge(bundle, stub.key), settings.plan)
         frames.turn_to(seat)
-        inspect(frames, Loaded(seat, Inspector(stub)), verdicts)
+        inspect(frames, Loaded(seat, [Inspector(stub)]), verdicts, 0, threading.Event())
 
 
 def bundle_of(steps: Sequence[int]) -> Bundle:

@@ -1,10 +1,13 @@
-"""One bundle in a thread of its own, which opens, uses and closes its engine."""
+"""One bundle in a thread of its own, which opens and closes its engines, and uses the first.
+
+Each other engine has a thread besides. Where one fails, all of them end.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 
 from pipeline.judging import Judge
 from pipeline.lanes import Lane
@@ -16,6 +19,7 @@ from pipeline.swap.wanted import Choice
 from pipeline.telemetry import facts
 from pipeline.writing import VerdictWriter
 
+NAME = "inspect"  # of its threads
 Opening = Callable[[threading.Event], AbstractContextManager[Loaded]]
 
 
@@ -32,13 +36,14 @@ class Station(Lane):
         verdicts: VerdictWriter,
         moved: threading.Event,
     ) -> None:
-        super().__init__("inspect", self._inspect_on)
+        super().__init__(NAME, self._inspect_on)
         self._opening = opening
         self._frames = frames
         self._verdicts = verdicts
         self._moved = moved
         self._loaded: Loaded | None = None
         self._identity = ("", "")  # of bundle and calibration, as they were loaded
+        self._failed = threading.Event()  # one of its engines
         self.is_done = False
 
     @property
@@ -85,27 +90,56 @@ class Station(Lane):
                 loaded.follow()  # thresholds that were applied before it was loaded
                 self._loaded = loaded
                 self._moved.set()
-                while self._frames.await_turn(loaded.seat, closing):
-                    inspect(self._frames, loaded, self._verdicts)
+                with ExitStack() as others:
+                    for number in range(1, len(loaded.inspectors)):
+                        others.enter_context(self._beside(loaded, number, closing))
+                    self._take_turns(loaded, 0, closing)
         finally:
             self.is_done = True
             self._moved.set()
+
+    def _beside(self, loaded: Loaded, number: int, closing: threading.Event) -> Lane:
+        return Lane(NAME, lambda _: self._take_turns(loaded, number, closing))
+
+    def _take_turns(self, loaded: Loaded, number: int, closing: threading.Event) -> None:
+        """Inspect on one engine whenever this bundle has the turn."""
+        try:
+            while not self._failed.is_set() and self._frames.await_turn(loaded.seat, closing):
+                inspect(self._frames, loaded, self._verdicts, number, self._failed)
+        except BaseException:
+            self._failed.set()
+            closing.set()
+            raise
 
     def tell_promise(self) -> None:
         """What the thresholds of this bundle promise, for whoever watches the line."""
         tell_promise(self.seat.judge)
 
 
-def inspect(frames: FrameReader, loaded: Loaded, verdicts: VerdictWriter) -> None:
-    """The main loop, until nothing more comes to this seat and nothing is in flight."""
-    seat, inspector = loaded.seat, loaded.inspector
-    while frames.more(seat) or inspector.in_flight:
-        if loaded.follow():
+def inspect(
+    frames: FrameReader,
+    loaded: Loaded,
+    verdicts: VerdictWriter,
+    number: int,
+    failed: threading.Event,
+) -> None:
+    """The main loop of one engine, until nothing more comes to it and nothing is in flight.
+
+    ``failed`` is set where another engine of the bundle can go on no more: this one then takes
+    nothing more, and the process begins anew.
+    """
+    seat, inspector = loaded.seat, loaded.inspectors[number]
+
+    def expects_more() -> bool:
+        return frames.more(seat) and not failed.is_set()
+
+    while expects_more() or inspector.in_flight:
+        if number == 0 and loaded.follow():
             _tell_thresholds(seat.judge)
-        inspector.admit(frames.take(seat, inspector.free_slots, inspector.patience_s))
-        for finding in inspector.step(expects_more=frames.more(seat)):
+        inspector.admit(frames.take(seat, inspector.free_slots, inspector.patience_s, number))
+        for finding in inspector.step(expects_more=expects_more()):
             verdicts.put(finding)
-        frames.beat()
+        frames.beat(seat, number)
 
 
 def tell_promise(judge: Judge) -> None:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from engines import openvino_graphs
 from engines.backend import BUCKETS, columns
-from engines.openvino_graphs import Graph, Named
+from engines.openvino_graphs import Call, Graph, Named, Share
 from tests.engines.exported import Exported, draw_parts, exported, rows_of
 from tests.engines.sketches import DecoDiffSketch
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
-Times = tuple[float, float]
+Took = Callable[[int], float]  # seconds of a call, by how many shares it has
+
+
+def together(shares: int) -> float:
+    """A machine that is quickest with all rows in one share."""
+    return shares
+
+
+def apart(shares: int) -> float:
+    """A machine that is quickest with one row to a share."""
+    return 1 / shares
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +42,24 @@ def frames(deco: Exported) -> Named:
     return columns(rows_of(draw_parts(deco.method, BUCKETS[-1], seed=3)))
 
 
-def graph(deco: Exported, monkeypatch: pytest.MonkeyPatch, took_s: Times, threads: int) -> Graph:
-    """The start graph of a machine on which (all threads together, each its own) take so long."""
+class Machine(NamedTuple):
+    """How long calls take, and what takes part in them."""
 
-    def timed(_: Sequence[object]) -> Iterator[list[float]]:
-        yield list(took_s)
+    took: Took
+    threads: int
+    engines: int = 1
+
+
+def graph(deco: Exported, monkeypatch: pytest.MonkeyPatch, machine: Machine) -> Graph:
+    """The start graph on a machine."""
+
+    def timed(calls: Sequence[Call]) -> Iterator[list[float]]:
+        yield [machine.took(len(call.shares)) for call in calls]
 
     monkeypatch.setattr(openvino_graphs, "_timed", timed)
-    settings = {**F32, "INFERENCE_NUM_THREADS": threads}
-    return Graph(deco.folder / "start.onnx", deco.spec.graphs["start"], "start", settings)
+    settings = {**F32, "INFERENCE_NUM_THREADS": machine.threads}
+    spec = deco.spec.graphs["start"]
+    return Graph(deco.folder / "start.onnx", spec, "start", settings, engines=machine.engines)
 
 
 def first(frames: Named, count: int) -> Named:
@@ -48,31 +68,52 @@ def first(frames: Named, count: int) -> Named:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 16])
-def test_rows_find_the_same_together_and_apart(
-    deco: Exported, frames: Named, monkeypatch: pytest.MonkeyPatch, count: int
+@pytest.mark.parametrize("machine", [Machine(apart, 2), Machine(apart, 1), Machine(apart, 2, 2)])
+def test_rows_find_the_same_however_they_go(
+    deco: Exported, frames: Named, monkeypatch: pytest.MonkeyPatch, count: int, machine: Machine
 ) -> None:
     """To the precision of single numbers, for any number of rows."""
-    together = graph(deco, monkeypatch, (1.0, 2.0), threads=2).run_on(first(frames, count))
-    apart = graph(deco, monkeypatch, (2.0, 1.0), threads=2).run_on(first(frames, count))
-    for name, expected in together.items():
-        assert apart[name].shape == expected.shape
-        assert np.allclose(apart[name], expected, rtol=1e-5, atol=1e-6), name
+    expected = graph(deco, monkeypatch, Machine(together, 2)).run_on(first(frames, count))
+    chosen = graph(deco, monkeypatch, machine)
+    for one in (chosen, chosen.beside()):
+        for name, found in one.run_on(first(frames, count)).items():
+            assert found.shape == expected[name].shape
+            assert np.allclose(found, expected[name], rtol=1e-5, atol=1e-6), name
 
 
 @pytest.mark.parametrize(
-    ("took_s", "threads", "spread"),
-    [((2.0, 1.0), 2, [1, 2, 2, 2, 2]), ((1.0, 2.0), 2, [1] * 5), ((2.0, 1.0), 1, [1] * 5)],
+    ("machine", "shares"),
+    [
+        (Machine(apart, 2), [1, 2, 4, 8, 16]),
+        (Machine(together, 2), [1] * 5),
+        (Machine(lambda shares: abs(shares - 2), 2), [1, 2, 2, 2, 4]),
+        (Machine(apart, 1), [1, 2, 4, 8, 16]),
+        (Machine(together, 1), [1] * 5),
+        (Machine(apart, 2, 2), [1, 2, 4, 8, 16]),
+    ],
 )
-def test_rows_go_apart_only_where_that_is_quicker(
-    deco: Exported,
-    monkeypatch: pytest.MonkeyPatch,
-    took_s: Times,
-    threads: int,
-    spread: list[int],
+def test_rows_go_as_is_quickest(
+    deco: Exported, monkeypatch: pytest.MonkeyPatch, machine: Machine, shares: list[int]
 ) -> None:
-    """A single row has all threads, and one thread is nothing to spread over."""
-    found = graph(deco, monkeypatch, took_s, threads)
-    assert [len(found._spread._shares[size]) for size in BUCKETS] == spread
+    """A single row has all threads of its engine; on one thread, shares go in turn."""
+    calls = graph(deco, monkeypatch, machine)._spread._calls
+    assert [len(calls[size].shares) for size in BUCKETS] == shares
+    streams = machine.threads // machine.engines
+    for call in calls.values():
+        assert call.at_once == (streams > 1 and len(call.shares) > 1)
+
+
+def test_engines_beside_each_other_share_no_row(
+    deco: Exported, frames: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one finds stays as it is while the other runs."""
+    one = graph(deco, monkeypatch, Machine(apart, 2, 2))
+    found = one.run_on(first(frames, 4))
+    kept = {name: rows.copy() for name, rows in found.items()}
+    others = {name: rows[4:8] for name, rows in frames.items()}
+    one.beside().run_on(others)
+    for name, rows in found.items():
+        assert np.array_equal(rows, kept[name]), name
 
 
 def test_a_call_has_ended_when_one_of_its_shares_raises(
@@ -93,11 +134,11 @@ def test_a_call_has_ended_when_one_of_its_shares_raises(
             if self.name == "second":
                 raise RuntimeError("no memory")
 
-    apart = graph(deco, monkeypatch, (2.0, 1.0), threads=2)
-    shares = [openvino_graphs.Share(Request(name), (), ()) for name in ("first", "second")]
-    apart._spread._shares[2] = shares
+    found = graph(deco, monkeypatch, Machine(apart, 2))
+    shares = tuple(Share(Request(name), (), ()) for name in ("first", "second"))
+    found._spread._calls[2] = Call(shares, at_once=True)
     with pytest.raises(RuntimeError, match="no memory"):
-        apart.run_on(first(frames, 2))
+        found.run_on(first(frames, 2))
     assert sorted(ended) == ["first", "second"]
 
 

@@ -13,12 +13,23 @@ import numpy as np
 import pytest
 from redis import Redis
 
+from engines.backend_openvino import OpenVinoBackend
 from engines.bundle import open_bundle
-from engines.contracts import BadBundle, Decision, Reason, UInt8, Verdict
+from engines.contracts import (
+    BadBundle,
+    Decision,
+    EngineFault,
+    Progress,
+    Reason,
+    Rows,
+    UInt8,
+    Verdict,
+)
 from engines.images import decode_image, to_model_input
 from pipeline.config import LineSettings
 from pipeline.pulse import Pulse
 from pipeline.reading import FrameReader
+from pipeline.seats import Loop
 from pipeline.stream import Stream, VerdictDelivery, open_stream
 from pipeline.telemetry import facts
 from pipeline.wire import FrameEntry
@@ -69,27 +80,34 @@ def line(tmp_path: Path, grey_bundle: Path, redis_url: str, namespace: str) -> L
 
 
 @contextmanager
-def working(line: LineSettings, count: int = 1) -> Iterator[None]:
-    """Workers in threads; what one raises is raised here."""
-    stop, errors = threading.Event(), []
+def working(line: LineSettings, count: int = 1) -> Iterator[threading.Event]:
+    """Workers in threads; what one raises is raised here. Gives an event of their end."""
+    stop, ended, errors = threading.Event(), threading.Event(), []
 
     def run() -> None:
         try:
             run_worker(line, stop)
         except BaseException as error:
             errors.append(error)
+        finally:
+            ended.set()
 
     threads = [threading.Thread(target=run) for _ in range(count)]
     for thread in threads:
         thread.start()
     try:
-        yield
+        yield ended
     finally:
         stop.set()
         for thread in threads:
             thread.join()
     if errors:
         raise errors[0]
+
+
+def _counter(named: tuple[str, Verdict]) -> int:
+    """The number of a frame in its epoch."""
+    return int(named[0].rpartition("-")[2])
 
 
 def entry(stream: Stream, number: int, image: UInt8, camera: str = "left") -> FrameEntry:
@@ -298,7 +316,7 @@ def test_frames_stay_ours_only_while_the_loop_beats(
         frames.turn_to(seat)
         wait_for(lambda: frames.take(seat, 4, 1.0))
         for _ in range(30):
-            frames.beat()
+            frames.beat(seat)
             time.sleep(0.02)
             assert not stream.reclaim(["left"], "other", 1000, 1)
         assert pulse.living("inspect") == ["beating"]
@@ -306,6 +324,72 @@ def test_frames_stay_ours_only_while_the_loop_beats(
         stop.set()
     assert pulse.living("inspect") == []
     pulse.close()
+
+
+def test_frames_are_ours_while_every_loop_of_the_seat_beats(
+    line: LineSettings, stream: Stream, grey_bundle: Path, redis_url: str, namespace: str
+) -> None:
+    """Of two engines one that hangs is not covered for by the other."""
+    chosen = line.worker.model_copy(update={"renew_ms": 20, "reclaim_idle_ms": 60_000})
+    stop, pulse = threading.Event(), Pulse(redis_url, namespace)
+    stream.admit(entry(stream, 1, good_part(1)))
+    with FrameReader(stream, ["left"], "half", pulse=pulse, settings=chosen, stop=stop) as frames:
+        seat = replace(seat_of(open_bundle(grey_bundle)), loops=(Loop(), Loop()))
+        frames.turn_to(seat)
+        wait_for(lambda: frames.take(seat, 4, 1.0, 1))
+
+        def taken() -> bool:
+            frames.beat(seat, 0)
+            return bool(stream.reclaim(["left"], "other", 1000, 1))
+
+        wait_for(taken)
+        stop.set()
+    pulse.close()
+
+
+@pytest.fixture
+def both(line: LineSettings) -> LineSettings:
+    """The line with two engines to a worker."""
+    return line.model_copy(
+        update={"worker": line.worker.model_copy(update={"engines": 2, "threads": 2})}
+    )
+
+
+def test_two_engines_of_a_worker_say_what_one_says(
+    line: LineSettings, both: LineSettings, stream: Stream
+) -> None:
+    """Each part gets one verdict, and the one that it would have got."""
+    told = []
+    for settings, first in ((line, 1), (both, 101)):
+        parts = [bad_part(n) if n % 3 == 0 else good_part(n) for n in range(12)]
+        for number, image in enumerate(parts):
+            stream.admit(entry(stream, first + number, image))
+        with working(settings):
+            wait_for(lambda: not stream.open_ids("left"))
+        found = {d.verdict.frame_id: d.verdict for d in stream.tail_verdicts("left", 12)}
+        told.append([(v.decision, v.steps) for _, v in sorted(found.items(), key=_counter)])
+    assert len(told[0]) == 12
+    assert told[0] == told[1]
+
+
+def test_a_worker_ends_when_any_of_its_engines_fails(
+    both: LineSettings, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts that the other one holds are finished; the rest waits for the process to come back."""
+    failing = threading.Event()
+    start = OpenVinoBackend._start
+
+    def starts_once(self: OpenVinoBackend, rows: Rows, slots: list[int]) -> Progress:
+        if failing.is_set():
+            raise EngineFault("the second engine is broken")
+        failing.set()
+        return start(self, rows, slots)
+
+    monkeypatch.setattr(OpenVinoBackend, "_start", starts_once)
+    for number in range(1, 9):
+        stream.admit(entry(stream, number, good_part(number)))
+    with pytest.raises(EngineFault, match="broken"), working(both) as working_on:
+        wait_for(working_on.is_set)
 
 
 def test_a_stopped_worker_finishes_what_it_holds(line: LineSettings, stream: Stream) -> None:
