@@ -1,16 +1,15 @@
-"""What keeps the newest view: verdicts followed without a group, ledgers once a second.
+"""What keeps the newest view: verdicts followed without a group, and ledgers, looked at together.
 
-A follower blocks on each camera's verdicts, so it sees them before the sinks' acknowledgement lets
-them be trimmed; one it misses all the same is still counted, since counts come from the ledgers.
+A look takes what came since the last one; who waited for each verdict would wake for each, and have
+the server wake him. The newest verdicts outlive their sinks, so a look finds them; one that it
+misses all the same is still counted, since counts come from the ledgers.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -28,10 +27,7 @@ if TYPE_CHECKING:
     from pipeline.dashboard.view import LineView, Reject
 
 ROLE = "dashboard"
-COUNT_S = 1.0  # between readings of the ledgers, at most
-LEAST_S = 0.2  # and at least, however many rejects there are
-LISTEN_S = 1.0  # between looks at the cameras' signs of life
-BLOCK_MS = 500  # how long a follower waits before it looks whether to stop
+LOOK_S = 0.7  # between looks: a reject is seen within a second, drawing and all
 RETRY_S = 1.0  # after the server went away
 
 
@@ -46,7 +42,6 @@ class Feed:
         self._window = LineWindow(settings.line, gates_ms, run_key=f"{time.time_ns() // 10**6:x}")
         self._lock = threading.Lock()
         self._after = dict.fromkeys(self._cameras, "0")
-        self._has_reject = threading.Event()
         self._view = self._window.view(0)
         self.last: Verdict | None = None  # the newest that was decided by looking
 
@@ -88,43 +83,22 @@ class Feed:
                 stop.wait(RETRY_S)
 
     def _follow(self, stream: Stream, pulse: Pulse, stop: threading.Event) -> None:
-        listen_at = 0.0  # monotonic seconds
-        with self._followers(stream) as any_ended:
-            while not stop.is_set() and not any_ended.is_set():
-                self._has_reject.clear()
-                if time.monotonic() >= listen_at:
-                    self._listen(pulse)
-                    listen_at = time.monotonic() + LISTEN_S
-                self._count(stream)
-                stop.wait(LEAST_S)
-                self._has_reject.wait(COUNT_S - LEAST_S)  # people see it within a second
+        while not stop.is_set():
+            for camera in self._cameras:
+                self._see(stream, camera)
+            self._listen(pulse)
+            self._count(stream)
+            stop.wait(LOOK_S)
 
-    @contextmanager
-    def _followers(self, stream: Stream) -> Iterator[threading.Event]:
-        """One thread per camera; the event is set when one of them has lost the server."""
-        ended = threading.Event()
-        with ThreadPoolExecutor(len(self._cameras), thread_name_prefix="verdicts") as pool:
-            running = [pool.submit(self._see, stream, camera, ended) for camera in self._cameras]
-            try:
-                yield ended
-            finally:
-                ended.set()
-        for follower in running:
-            follower.result()
-
-    def _see(self, stream: Stream, camera: str, ended: threading.Event) -> None:
-        try:
-            while not ended.is_set():
-                for found in stream.follow_verdicts(camera, self._after[camera], block_ms=BLOCK_MS):
-                    self._after[camera] = found.entry_id
-                    self.last = found.verdict if found.verdict.backend else self.last
-                    with self._lock:
-                        pictures = (found.mask_png, found.picture_png, found.map_png)
-                        is_shown = self._window.see(found.verdict, *pictures)
-                    if is_shown:
-                        self._has_reject.set()
-        finally:
-            ended.set()
+    def _see(self, stream: Stream, camera: str) -> None:
+        """Take in what came since the last look."""
+        while found := stream.follow_verdicts(camera, self._after[camera]):
+            for one in found:
+                self._after[camera] = one.entry_id
+                self.last = one.verdict if one.verdict.backend else self.last
+                pictures = (one.mask_png, one.picture_png, one.map_png)
+                with self._lock:
+                    self._window.see(one.verdict, *pictures)
 
     def _listen(self, pulse: Pulse) -> None:
         notes = notes_heard(pulse)

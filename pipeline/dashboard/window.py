@@ -75,11 +75,8 @@ class LineWindow:
         mask_png: bytes = b"",
         picture_png: bytes = b"",
         map_png: bytes = b"",
-    ) -> bool:
-        """Take one verdict in, and say whether it is a reject to show.
-
-        An answer given without looking has neither depth nor latency.
-        """
+    ) -> None:
+        """Take one verdict in; an answer given without looking has neither depth nor latency."""
         if verdict.decision is not Decision.UNDECIDED:
             latency_ms = max(0.0, (verdict.decided_ns - verdict.captured_ns) / 1e6)
             self._verdicts.append((verdict.decided_ns, latency_ms, verdict.steps))
@@ -92,11 +89,10 @@ class LineWindow:
         )
         # After a lost connection the same verdict may be read again.
         if not is_shown or verdict.frame_id in {one.verdict.frame_id for one in self._rejects}:
-            return False
+            return
         self._rejects_seen += 1
         key = f"{self._run_key}-{self._rejects_seen}"
         self._rejects.appendleft(Reject(key, verdict, picture_png, mask_png, map_png))
-        return True
 
     def count(
         self, now_ns: int, ledgers: Mapping[str, Totals], backlogs: Mapping[str, int]
@@ -107,6 +103,9 @@ class LineWindow:
             if before is not None and ledger.captured > before.captured:
                 self._last_frame_ns[camera] = max(self._last_frame_ns.get(camera, 0), now_ns)
         self._ledgers, self._backlogs = dict(ledgers), dict(backlogs)
+        # The last reading of a second stands for it: every visitor is sent each point of the chart.
+        if self._readings and self._readings[-1].at_ns // SECOND_NS == now_ns // SECOND_NS:
+            self._readings.pop()
         self._readings.append(_sum(now_ns, list(ledgers.values())))
         while self._readings[0].at_ns < now_ns - CHART_S * SECOND_NS:
             self._readings.popleft()

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -131,6 +132,17 @@ def test_two_parts_in_an_instant_are_no_rate() -> None:
     rates = [point.passed for point in line.view(NOW + 10 * SECOND_NS).rates]
     assert rates
     assert max(rates) <= 90
+
+
+def test_the_chart_has_one_point_of_a_second() -> None:
+    """However often the ledgers are read, a visitor is sent the last reading of each second."""
+    line = window()
+    for tenth in range(200):
+        line.count(NOW + tenth * SECOND_NS // 10, {"left": ledger(tenth)}, {})
+    rates = line.view(NOW + 20 * SECOND_NS).rates
+    assert [point.at_ns - NOW for point in rates] == [
+        second * SECOND_NS + 9 * SECOND_NS // 10 for second in range(int(SMOOTH_S), 20)
+    ]
 
 
 def test_states_from_waiting_to_silence() -> None:
@@ -281,6 +293,27 @@ def test_the_feed_agrees_with_the_ledger_and_leaves_no_group(
             stop.set()
             reader.join(10)
     assert not reader.is_alive()
+
+
+def test_nobody_waits_at_the_server_for_verdicts(redis_url: str, namespace: str) -> None:
+    """Rejects are found by looking: the server never has to wake the page for one."""
+    feed, stop = Feed(line_settings(redis_url, namespace)), threading.Event()
+    reader = threading.Thread(target=feed.run, args=(stop,))
+    waiting = []
+    with open_stream(redis_url, namespace) as stream, redis.Redis.from_url(redis_url) as server:
+
+        def is_seen() -> bool:
+            waiting.append(server.info("clients")["blocked_clients"])
+            return len(feed.view.rejects) == 2
+
+        reader.start()
+        try:
+            inspect_parts(stream, "left", stream.begin_epoch("left"), range(7, 15))
+            wait_for(is_seen)
+        finally:
+            stop.set()
+            reader.join(10)
+    assert set(waiting) == {0}
 
 
 def test_a_lost_server_is_said_and_its_return_is_seen(namespace: str, tmp_path: Path) -> None:
