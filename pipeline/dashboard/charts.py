@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 
 from pipeline.dashboard.texts import ENGLISH, Speech
 
@@ -15,9 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.dashboard.good import GoodParts
-    from pipeline.dashboard.view import RatePoint
+    from pipeline.dashboard.view import LineView, RatePoint
 
 BINS = 60
+KEPT = 4  # drawings: two languages, dark and light
 INK, GRID = "ink", "rgba(138,153,169,.22)"  # ink: see ``inked``
 INKS = {True: "#a3b1bf", False: "#4c5866"}  # by whether the page is dark
 COLOURS = {"PASS": "#3fb984", "FAIL": "#f0595f", "UNDECIDED": "#e5a63b"}
@@ -39,6 +42,18 @@ def inked(options: Any, is_dark: bool) -> Any:  # noqa: ANN401 - a tree of JSON
             return INKS[is_dark]
         case _:
             return options
+
+
+@lru_cache(maxsize=KEPT)
+def depth_drawn(view: LineView, say: Speech, is_dark: bool) -> orjson.Fragment:
+    """The histogram of a view as JSON, made once for all visitors of a language."""
+    return orjson.Fragment(orjson.dumps(inked(depth_options(view.depth, say), is_dark)))
+
+
+@lru_cache(maxsize=KEPT)
+def rates_drawn(view: LineView, is_dark: bool) -> orjson.Fragment:
+    """The rates of a view as JSON, made once for all visitors."""
+    return orjson.Fragment(orjson.dumps(inked(rate_options(view.rates), is_dark)))
 
 
 def _axis(*, has_ends: bool = True, **more: object) -> dict[str, Any]:

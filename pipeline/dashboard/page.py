@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nicegui import ui
 
 from pipeline.dashboard import words
-from pipeline.dashboard.charts import depth_options, inked, rate_options
+from pipeline.dashboard.charts import depth_drawn, depth_options, rate_options, rates_drawn
 from pipeline.dashboard.shell import TONES, box, icon, page, say_in, title
 from pipeline.dashboard.window import REJECTS_SHOWN
 from pipeline.dashboard.words import Says
@@ -123,12 +123,8 @@ class Charts:
 
     def show(self, view: LineView) -> None:
         """Redraw both charts."""
-        for chart, options in (
-            (self._depth, depth_options(view.depth, self._say)),
-            (self._rates, rate_options(view.rates)),
-        ):
-            chart.options.update(inked(options, self._is_dark))
-            chart.update()
+        self._depth.props["options"] = depth_drawn(view, self._say, self._is_dark)
+        self._rates.props["options"] = rates_drawn(view, self._is_dark)
 
 
 class Cameras:
