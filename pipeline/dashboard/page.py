@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
 from nicegui import ui
@@ -17,11 +16,12 @@ from pipeline.dashboard.words import Says
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from nicegui import Event
+
     from pipeline.dashboard.address import Address
     from pipeline.dashboard.texts import Speech
     from pipeline.dashboard.view import LineView, Reject
 
-REFRESH_S = 0.25  # a look; the page is drawn anew where the view is another
 TILES = (  # name, icon, tone
     ("rate", "speed", "accent"),
     ("PASS", "check_circle", "pass"),
@@ -185,7 +185,7 @@ class _Row(NamedTuple):
 
 
 class Rejects:
-    """The last rejects, newest first, each with picture and words, in places that stay."""
+    """The last rejects, newest first, each with picture and words; a card keeps its part."""
 
     def __init__(self, address: Address) -> None:
         self._none = ui.label(address.say("no_rejects")).classes("none")
@@ -193,15 +193,20 @@ class Rejects:
             self._cards = [_Card(address) for _ in range(REJECTS_SHOWN)]
 
     def show(self, view: LineView) -> None:
-        """Bring every place up to ``view``."""
+        """Give the oldest cards to what is new, and say of all how long ago it was."""
         self._none.set_visibility(not view.rejects)
-        for card, reject in zip_longest(self._cards, view.rejects):
-            card.show(reject, view.at_ns)
+        shown = {card.key for card in self._cards}
+        for reject in reversed(view.rejects):
+            if reject.key not in shown:
+                self._cards.insert(0, self._cards.pop())
+                self._cards[0].begin(reject)
+        for card, reject in zip(self._cards, view.rejects, strict=False):
+            card.grow_older(view.at_ns - reject.verdict.decided_ns)
 
 
 class _Card:
     def __init__(self, address: Address) -> None:
-        self._address, self._key = address, ""
+        self._address, self.key = address, ""
         say = address.say
         with ui.link().classes("reject") as self._link:
             self._picture = box("shot", "img").props(f'alt="{say("picture_of")}"')
@@ -215,19 +220,13 @@ class _Card:
                 self._number = ui.label().classes("which number")
         self._link.set_visibility(False)
 
-    def show(self, reject: Reject | None, now_ns: int) -> None:
-        self._link.set_visibility(reject is not None)
-        if reject is None:
-            return
-        age_s = (now_ns - reject.verdict.decided_ns) / 1e9
-        self._age.set_text(words.age(age_s, self._address.say))
-        if reject.key != self._key:
-            self._key = reject.key
-            self._draw(reject)
-
-    def _draw(self, reject: Reject) -> None:
+    def begin(self, reject: Reject) -> None:
+        """Show this part from now on, before all others."""
+        self.key = reject.key
         what, which, number = words.reject_words(reject, self._address.say)
         decision = reject.verdict.decision
+        self._link.move(target_index=0)
+        self._link.set_visibility(True)
         self._link.props["href"] = self._address.to(f"/reject/{reject.stem}")
         self._picture.props["src"] = f"/rejects/{reject.key}.png"
         # Another element, else the picture of the part before would stand by these words until
@@ -240,12 +239,14 @@ class _Card:
         self._decision.set_text(what)
         self._which.set_text(which)
         self._number.set_text(number)
-        self._link.update()
-        self._picture.update()
+
+    def grow_older(self, age_ns: int) -> None:
+        """Say how long ago it was decided."""
+        self._age.set_text(words.age(age_ns / 1e9, self._address.say))
 
 
-def line_page(view_now: Callable[[], LineView], address: Address) -> None:
-    """Build the page for one visitor and keep it up to date."""
+def line_page(view_now: Callable[[], LineView], has_changed: Event[[]], address: Address) -> None:
+    """Build the page for one visitor and draw it anew whenever the view is another."""
     first, say = view_now(), address.say
     with page(address, first.line, "line", "line") as row:
         with row:
@@ -264,18 +265,13 @@ def line_page(view_now: Callable[[], LineView], address: Address) -> None:
             with box("tile"):
                 title(say("last_rejects"), "photo_library")
                 rejects = Rejects(address)
-    drawn: LineView | None = None
 
-    def refresh() -> None:
-        nonlocal drawn
+    def draw() -> None:
         view = view_now()
-        if view is drawn:
-            return
-        drawn = view
         for name, says in words.tiles(view, say).items():
             tiles[name].show(says)
         for part in (head, latency, charts, cameras, rejects):
             part.show(view)
 
-    refresh()
-    ui.timer(REFRESH_S, refresh)
+    draw()
+    has_changed.subscribe(draw)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI, Response
-from nicegui import Client, ui
+from nicegui import Client, Event, ui
 from nicegui import app as library
 from starlette.requests import Request
 
@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from pipeline.dashboard.desk import Desk
+    from pipeline.dashboard.feed import Feed
     from pipeline.dashboard.parts import Part
 
 IMMUTABLE = {"Cache-Control": "private, max-age=3600, immutable"}
 POLL_S = 0.1
+LOOK_S = 0.1  # between looks for another view of the line
 
 
 def build_app(desk: Desk) -> FastAPI:
@@ -58,9 +60,11 @@ def build_app(desk: Desk) -> FastAPI:
 
 
 def _serve_pages(desk: Desk) -> None:
+    has_changed = _changes_of(desk.feed)
+
     @ui.page("/")
     def line(request: Request) -> None:
-        line_page(lambda: desk.feed.view, Address.of(request))
+        line_page(lambda: desk.feed.view, has_changed, Address.of(request))
 
     @ui.page("/reject")
     def newest(request: Request) -> None:
@@ -85,6 +89,20 @@ def _serve_pages(desk: Desk) -> None:
     @ui.page("/threshold")
     def threshold(request: Request) -> None:
         threshold_page(desk, Address.of(request))
+
+
+def _changes_of(feed: Feed) -> Event[[]]:
+    """What tells every visitor of another view: one look for all of them, not one for each."""
+    has_changed, known = Event[[]](), feed.view
+
+    def look() -> None:
+        nonlocal known
+        if feed.view is not known:
+            known = feed.view
+            has_changed.emit()
+
+    library.timer(LOOK_S, look)
+    return has_changed
 
 
 def _serve_nowhere(desk: Desk) -> None:
@@ -173,7 +191,13 @@ def serve(
     The server runs on a thread of its own, so that signals stay with whoever called.
     """
     config = uvicorn.Config(
-        app, host, port, log_level="error", access_log=False, timeout_graceful_shutdown=1
+        app,
+        host,
+        port,
+        log_level="error",
+        access_log=False,
+        timeout_graceful_shutdown=1,
+        ws_per_message_deflate=False,  # the network has room; the processor is the line's
     )
     server = uvicorn.Server(config)
     web = threading.Thread(target=_run, args=(server,), name="web", daemon=True)

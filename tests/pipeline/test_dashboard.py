@@ -420,3 +420,31 @@ def test_a_browser_shows_the_line_without_leaving_the_machine(
         assert word in text
     outside = [url for url in asked if not url.startswith((address, "data:", "blob:", "ws://127."))]
     assert outside == []
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="chromium is not installed")
+def test_a_card_keeps_its_part(redis_url: str, namespace: str, tmp_path: Path) -> None:
+    """A new reject comes before the others; theirs are the same cards, drawn once."""
+    pytest.importorskip("nicegui", reason="the extra 'dashboard' is not installed")
+    from playwright.sync_api import sync_playwright
+
+    newest = "document.querySelector('a.reject')"
+    with (
+        open_stream(redis_url, namespace) as stream,
+        served_page(tmp_path, redis_url, namespace) as address,
+        sync_playwright() as playwright,
+    ):
+        epoch = stream.begin_epoch("left")
+        inspect_parts(stream, "left", epoch, range(1, 8))
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(address, wait_until="commit")
+        page.get_by_text("left-000007").wait_for(timeout=60_000)
+        page.evaluate(f"() => {{ {newest}.dataset.was = 'newest' }}")
+        inspect_parts(stream, "left", epoch, range(8, 15))
+        page.get_by_text("left-000014").wait_for(timeout=60_000)
+        first, second = page.locator("a.reject:visible").all()
+        assert "left-000014" in first.inner_text()
+        assert "left-000007" in second.inner_text()
+        assert second.get_attribute("data-was") == "newest"
+        browser.close()
