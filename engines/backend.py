@@ -7,6 +7,7 @@ behind the name.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -79,9 +80,10 @@ class BatchedBackend(ABC):
         """Run one bucket of a graph on what its buffers hold; False where nothing is warmed so."""
         return False
 
+    @property
     def beside(self) -> Sequence[BatchedBackend]:
         """Backends that may run at the same time as this one, each with rows of its own."""
-        return []
+        return ()
 
     def close(self) -> None:  # noqa: B027 - a runtime may hold nothing
         """Release the runtime."""
@@ -147,7 +149,7 @@ def open_backend(
     cache: Path | None = None,
     engines: int = 1,
 ) -> BatchedBackend:
-    """Open a bundle on a runtime, with ``capacity`` rows of state.
+    """Open a bundle on a runtime, with ``capacity`` rows of state in all its engines.
 
     ``precision`` is one for all graphs or one per graph; ``cache`` keeps compiled graphs. Of
     ``engines`` that share the processor and the rows this is one, and its ``beside`` the others; a
@@ -177,6 +179,13 @@ def build_engine(
 def engine_cache(bundle: Bundle) -> Path:
     """Where compiled graphs of a bundle lie: beside it, under its identity."""
     return bundle.folder.parent / f".{bundle.folder.name}-engines" / bundle.bundle_id
+
+
+def usable_cores() -> int:
+    """Cores of the processor that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux; elsewhere a process has them all
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def bucket_of(count: int) -> int:

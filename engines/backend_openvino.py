@@ -9,17 +9,16 @@ in (gather) and once on its way back (scatter).
 from __future__ import annotations
 
 import copy
-import os
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines.backend import PROGRESS, BatchedBackend, columns, precision_of
+from engines.backend import PROGRESS, BatchedBackend, columns, precision_of, usable_cores
 from engines.contracts import EngineFault, Evidence, Progress, Rows
 from engines.openvino_graphs import Graph, Named, openvino_core
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from engines.backend import Precision
@@ -54,13 +53,13 @@ class OpenVinoBackend(BatchedBackend):
         quantised: Mapping[GraphName, Model] | None = None,
         engines: int = 1,
     ) -> None:
-        engines = min(engines, threads or len(os.sched_getaffinity(0)))
+        engines = min(engines, threads or usable_cores())
         capacity //= engines
         super().__init__(capacity)
-        self._others = engines - 1
         core = openvino_core()
         asked = _resolved(precision, core)
         held = _pinned(asked, pins or {}) if isinstance(precision, str) else asked
+        self._others: tuple[OpenVinoBackend, ...] = ()
         self.precisions = _with_int8(held, quantised or {})
         self.key = f"openvino:{_summary(asked)}"
         self._spec = spec
@@ -79,10 +78,12 @@ class OpenVinoBackend(BatchedBackend):
                 capacity=capacity,
                 engines=engines,
             )
+        self._others = tuple(self._another() for _ in range(engines - 1))
 
-    def beside(self) -> list[Self]:
-        """Others over the same compiled graphs, each with rows of its own."""
-        return [self._another() for _ in range(self._others)]
+    @property
+    def beside(self) -> Sequence[OpenVinoBackend]:
+        """Those over the same compiled graphs, each with rows of its own; closed with this one."""
+        return self._others
 
     def rehearse(self, graph: GraphName, size: int) -> bool:
         """Run one bucket of a graph on what its buffers hold; state rows stay as they are."""
@@ -95,10 +96,13 @@ class OpenVinoBackend(BatchedBackend):
 
     def close(self) -> None:
         """Release the compiled graphs and the rows."""
+        for other in self._others:
+            other.close()
         self._graphs, self._rows = {}, {}
 
-    def _another(self) -> Self:
+    def _another(self) -> OpenVinoBackend:
         other = copy.copy(self)
+        other._others = ()
         other._rows = _rows(self._spec, self.capacity)
         other._graphs = {name: graph.beside() for name, graph in self._graphs.items()}
         return other

@@ -77,7 +77,7 @@ class Way(NamedTuple):
 
     compiled: Any
     each: int  # rows that go together
-    at_once: bool  # those that do not go together: each on a stream of its own, or in turn
+    streams: int = 1  # on which others go meanwhile; of one, they go in turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +92,12 @@ class Call:
         with ExitStack() as ending:
             for share in self.shares:
                 share.bind()
+                # Not infer(): that computes in the calling thread, which has no stream of its own.
+                share.request.start_async()
                 if self.at_once:
-                    share.request.start_async()
                     ending.callback(share.request.wait)
                 else:
-                    share.request.infer()
+                    share.request.wait()
 
 
 class Spread:
@@ -118,11 +119,11 @@ class Spread:
         ways = _ways(model, settings, bucket_of(most), engines)
         self.inputs, self.outputs = list(ways[0].compiled.inputs), list(ways[0].compiled.outputs)
         self._lay_out(dict.fromkeys(BUCKETS, ways[0]))
-        calls = [self._call(bucket_of(min(most, TRIED)), way) for way in ways]
+        tried = bucket_of(min(most, max(TRIED, *(way.streams for way in ways))))
+        calls = [self._call(tried, way) for way in ways]
         took_s = [min(times) for times in zip(*_timed(calls), strict=True)]
         quickest = ways[took_s.index(min(took_s))]
-        few = [size for size in BUCKETS if quickest.at_once and size == 1]
-        self._lay_out(dict.fromkeys(BUCKETS, quickest) | dict.fromkeys(few, ways[0]))
+        self._lay_out({size: quickest if size >= quickest.streams else ways[0] for size in BUCKETS})
 
     def beside(self) -> Spread:
         """The same with buffers of its own: another engine."""
@@ -144,8 +145,7 @@ class Spread:
     def _call(self, size: int, way: Way) -> Call:
         """A bucket of so many rows; what does not go together has a request of its own."""
         tensor = load_openvino().Tensor
-        streams = int(way.compiled.get_property("NUM_STREAMS")) if way.at_once else 1
-        each = min(way.each, max(1, size // streams))
+        each = min(way.each, max(1, size // way.streams))
 
         def share(first: int) -> Share:
             rows = slice(first, first + each)
@@ -155,7 +155,7 @@ class Spread:
             )
             return Share(way.compiled.create_infer_request(), given, found)
 
-        return Call(tuple(share(first) for first in range(0, size, each)), way.at_once)
+        return Call(tuple(share(first) for first in range(0, size, each)), way.streams > 1)
 
 
 def _ways(
@@ -169,15 +169,15 @@ def _ways(
     few = [each for each in BUCKETS if each < min(most, TRIED)]
     if engines > 1:  # each of them has a stream, and takes what it is given in turn
         own = compiled({"NUM_STREAMS": engines, **settings})
-        return [Way(own, each, at_once=False) for each in (most, *few)]
+        return [Way(own, each) for each in (most, *few)]
     whole = compiled({"PERFORMANCE_HINT": "LATENCY", **settings})
-    together = Way(whole, most, at_once=False)
+    together = Way(whole, most)
     threads = int(whole.get_property("INFERENCE_NUM_THREADS"))
     streams = min(most, _power_of_two(threads))  # as buckets are
     if streams == 1:
-        return [together, *(Way(whole, each, at_once=False) for each in few)]
+        return [together, *(Way(whole, each) for each in few)]
     own = compiled({"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads, **settings})
-    return [together, *(Way(own, each, at_once=True) for each in few if each * streams <= most)]
+    return [together, *(Way(own, each, streams) for each in few if each * streams <= most)]
 
 
 class Graph:

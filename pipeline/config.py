@@ -159,8 +159,8 @@ class WorkerSettings(Settings):
     # fp16 and fp8 are TensorRT's; int8 is where `assayline build` made it
     precision: Literal["auto", "f32", "bf16", "fp16", "int8", "fp8"] = "auto"
     threads: PositiveInt | None = None  # of the CPU runtime; absent = it chooses
-    engines: PositiveInt = 2  # of one process, which share its threads; a GPU has one
-    slots: PositiveInt = 32  # rows in flight, in all engines
+    engines: PositiveInt | None = None  # OpenVINO's, that share threads and slots; absent = fitting
+    slots: PositiveInt = 32  # rows in flight
     batch_max: int = Field(default=16, ge=1, le=64)  # rows in one call; a CPU takes 16 at most
     plan: int = Field(default=ADAPTIVE, ge=ADAPTIVE)
     margin_ms: int = Field(default=20, ge=5)  # a finding must be there so long before its gate

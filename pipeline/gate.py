@@ -35,7 +35,7 @@ BACK_OFF_S = 0.2
 LATE_AT_FIRST_MS = 50.0  # what is assumed before anything has been measured
 LATE_MAX_MS = 1000.0  # a machine that sleeps longer than this is beyond what a margin can mend
 WARY = 1.5  # the next delay may be so many times the longest of late
-LATE_SHARE = 1 / 8  # of a gate, at most, by which to be early: wary of every stall, none is decided
+INSPECT_MS = 90.0  # left to inspection, however late looks were: wary of all, nothing is decided
 FORGET_S = 20.0  # a lateness has lost two thirds of its weight after so long
 ASSUMED_S = 3.0  # and one that nobody measured after so long: looks are taken all the while
 STEP_MS = 20.0  # a clock that falls behind by more was set back
@@ -97,7 +97,7 @@ class SteadyClock:
 class GateKeeper:
     """Watches the open frames of some cameras; each answer comes ``margin_ms`` before the gate.
 
-    ``gates_ms`` is each camera's time to its gate: lateness takes ``LATE_SHARE`` of it at the most.
+    ``gates_ms`` is each camera's time to its gate: see ``_most_ms`` for what lateness takes of it.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class GateKeeper:
         self._stream = stream
         self._cameras = tuple(cameras)
         self._margin_ms = margin_ms
-        self._late_max_ms = {n: LATE_SHARE * gate_ms for n, gate_ms in (gates_ms or {}).items()}
+        self._late_max_ms = {name: _most_ms(gate_ms) for name, gate_ms in (gates_ms or {}).items()}
         self._rest_ms = min(REST_MS, REST_SHARE * min((gates_ms or {}).values(), default=0.0))
         self._first_ms = math.inf  # until the first open frame has to be answered
         self._gates_ms = dict(gates_ms or {})
@@ -190,6 +190,14 @@ class GateKeeper:
         for camera in self._cameras:
             far_ms = self._gates_ms.get(camera, 0.0) + SLACK_MS + self._stream.clock_uncertainty_ms
             yield from self._stream.due_after(camera, now_ns + int(far_ms * 1e6))
+
+
+def _most_ms(gate_ms: float) -> float:
+    """By how much lateness may have parts answered early: half a gate, where inspection has time.
+
+    Beyond that, and on a machine that stalls for longer, an answer may come after the gate.
+    """
+    return max(gate_ms / 8, min(gate_ms / 2, gate_ms - INSPECT_MS))
 
 
 def hurry() -> None:

@@ -35,8 +35,7 @@ class Lane:
     def check(self) -> None:
         """Raise what ended the thread, if anything did."""
         if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+            raise self._error
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from engines.backend import BatchedBackend, open_backend
+from engines.backend import BatchedBackend, open_backend, usable_cores
 from engines.bundle import Bundle
 from engines.calibration import Calibration
 from engines.contracts import BadBundle, BadConfig
@@ -21,6 +21,8 @@ from pipeline.applied import AppliedThresholds
 from pipeline.config import LineSettings, WorkerSettings
 from pipeline.judging import Judge, categories_needed
 from pipeline.seats import Loop, Seat
+
+MANY_THREADS = 4  # from so many on, one engine is better than two: measured on two only
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,15 +66,16 @@ def loaded(
     settings: LineSettings,
     bundle: Bundle,
     clock: Callable[[], int],
-    rest: Callable[[int], None] = lambda _: None,
+    rest: Callable[[int], None] | None = None,
 ) -> Iterator[Loaded]:
-    """Open a bundle on the line's backend, in the thread that will use it; closed afterwards.
+    """Open a bundle on the line's backend, in the thread that will use its first engine.
+
+    Closed afterwards.
 
     ``clock``: nanoseconds of the server. ``rest`` is called after each rehearsed call with the
     nanoseconds it took. Raises BadBundle or BadConfig for what this line cannot run.
     """
     chosen = settings.worker
-    count = max(1, min(chosen.engines, chosen.slots // bundle.tiling.count))
     with open_backend(
         bundle,
         chosen.backend,
@@ -80,7 +83,7 @@ def loaded(
         chosen.slots,
         threads=chosen.threads,
         cache=settings.run_dir / "engines",
-        engines=count,
+        engines=engines_of(chosen, bundle),
     ) as backend:
         calibration = calibrated(bundle)
         judge = judge_of(settings, bundle, calibration, backend.key)
@@ -91,6 +94,17 @@ def loaded(
         yield Loaded(seat, inspectors, Tuning(applied, schedulers, chosen.early_exit))
 
 
+def engines_of(chosen: WorkerSettings, bundle: Bundle) -> int:
+    """How many engines share the processor: as many as are asked for, or fit it.
+
+    Two where it has two or three threads. Where there are more, one frame gains by all of them, and
+    the rows of one call go apart.
+    """
+    threads = chosen.threads or usable_cores()
+    wanted = chosen.engines or (2 if 1 < threads < MANY_THREADS else 1)
+    return max(1, min(wanted, chosen.slots // bundle.tiling.count))
+
+
 def inspectors_of(
     chosen: WorkerSettings,
     bundle: Bundle,
@@ -98,19 +112,11 @@ def inspectors_of(
     backend: BatchedBackend,
     *,
     clock: Callable[[], int],
-    rest: Callable[[int], None] = lambda _: None,
+    rest: Callable[[int], None] | None = None,
 ) -> list[tuple[Inspector, Scheduler]]:
-    """An inspector and its scheduler for a backend and each beside it, by what calls cost there.
-
-    Costs are measured while all of them are at work, as they will be.
-    """
-    backends = [backend, *backend.beside()]
-
-    def costs_of(one: BatchedBackend) -> CostTable:
-        return measure_costs(one, time.perf_counter_ns, chosen.batch_max, rest)
-
-    with ThreadPoolExecutor(len(backends)) as pool:
-        costs = list(pool.map(costs_of, backends))
+    """An inspector and its scheduler for a backend and each beside it, by what calls cost there."""
+    backends = [backend, *backend.beside]
+    costs = _costs(backends, chosen.batch_max, rest)
     mosaic = Mosaic.of(bundle, calibration, backend.key)
     timer = time.perf_counter_ns
     found = []
@@ -119,6 +125,21 @@ def inspectors_of(
         inspector = Inspector(one, scheduler=scheduler, clock=clock, timer=timer, mosaic=mosaic)
         found.append((inspector, scheduler))
     return found
+
+
+def _costs(
+    backends: Sequence[BatchedBackend], batch_max: int, rest: Callable[[int], None] | None
+) -> list[CostTable]:
+    """What calls cost while all engines are at work; with ``rest``, gently, one after the other.
+
+    The first belongs to the calling thread, as engines of some runtimes do.
+    """
+    timer = time.perf_counter_ns
+    if rest is not None:
+        return [measure_costs(one, timer, batch_max, rest) for one in backends]
+    with ThreadPoolExecutor() as pool:
+        others = [pool.submit(measure_costs, one, timer, batch_max) for one in backends[1:]]
+        return [measure_costs(backends[0], timer, batch_max), *(one.result() for one in others)]
 
 
 def policy_of(settings: WorkerSettings) -> Policy:

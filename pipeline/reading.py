@@ -1,7 +1,7 @@
 """Frames out of the stream, as many as there are free slots, kept alive by their inspection.
 
-A thread of the worker reads, decodes and renews. It renews only after the inspection loop has
-beaten again, so a loop that hangs loses its frames to another worker; and it takes over frames that
+A thread of the worker reads, decodes and renews. It renews only after every inspection loop has
+beaten again, so one that hangs loses its frames to another worker; and it takes over frames that
 another worker has let go cold. What is read goes to one seat at a time, as one bundle at a time has
 the turn.
 """
@@ -174,12 +174,17 @@ class FrameReader:
     def beat(self, seat: Seat, number: int = 0) -> None:
         """A loop has made a turn: what is held is alive, if the others of this seat have, too."""
         now, loop = time.monotonic(), seat.loops[number]
-        tick_s = now - loop.beat_s
+        tick_s = max(0.0, now - loop.beat_s)
         loop.beat_s = now
         with self._changed:
             self._longest_tick_s = max(tick_s, 0.98 * self._longest_tick_s)  # slowly forgotten
             self._beat_s = seat.beat_s
         facts.observe("loop_turn_seconds", tick_s)
+
+    def rest(self, seat: Seat, number: int = 0) -> None:
+        """A loop has nothing left and turns no more; what others hold lives by theirs."""
+        with self._changed:
+            seat.loops[number].beat_s = math.inf
 
     # -- for the writer ------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ class Loop:
     """One inspection loop, as the reader sees it."""
 
     free: int = 0  # parts that it could take when it was last there
-    beat_s: float = field(default_factory=time.monotonic)  # when it last made a turn
+    beat_s: float = field(default_factory=time.monotonic)  # when it last made a turn; inf: at rest
 
 
 @dataclass(slots=True, eq=False)

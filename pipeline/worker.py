@@ -1,9 +1,10 @@
 """Process 2, as many as the line needs: frames of the stream become verdicts.
 
-A thread reads, one inspects, one writes. The backend belongs to the inspecting thread, which opens,
-uses and closes it; nothing else there waits for the network. While bundles change there are two
-such threads, each with a bundle of its own. A worker that dies leaves its frames pending, and
-another takes them over; one whose engine fails raises EngineFault and is started again.
+A thread reads, one for each engine inspects, one writes. The first inspecting thread opens and
+closes the engines and uses the first of them; none of those waits for the network. While bundles
+change there are two such groups, each with a bundle of its own. A worker that dies leaves its
+frames pending, and another takes them over; one whose engine fails raises EngineFault and is
+started again.
 """
 
 from __future__ import annotations

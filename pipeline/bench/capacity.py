@@ -165,7 +165,10 @@ def results_of(found: Capacity, costs: Costs, rate_hz: float, gate_ms: float) ->
 
 
 def _engine_costs(bundle: Bundle, data: Path | None) -> tuple[dict[int, Seconds], Depth]:
-    """Every bucket of every graph, as a worker of this machine would run it."""
+    """Every bucket of every graph on one engine with all threads.
+
+    A worker may have two that share them, which get no less done.
+    """
     chosen = WorkerSettings()
     with open_backend(
         bundle, chosen.backend, chosen.precision, chosen.slots, threads=chosen.threads

@@ -7,8 +7,8 @@ come when the belt brings them (periodic, 10 % jitter), whether or not the line 
 100 ms away; a latency counts from the moment a part was due.
 
 What is around the engine is user and system time of ingest, server and sink, and of the worker's
-threads but the one that inspects, from the first tenth of the verdicts to the last: no start, no
-drawing of parts, and not this process, which only looks on. What that one thread and its engine
+threads but those that inspect, from the first tenth of the verdicts to the last: no start, no
+drawing of parts, and not this process, which only looks on. What those threads and their engines
 spend beside others is told by itself, against what they spend alone. Exposures come in the model's
 size (196 kB at 256 pixels), so none is scaled; nine of ten parts are good.
 """
@@ -43,7 +43,7 @@ from pipeline.bench.stage import (
     simulator,
 )
 from pipeline.config import WorkerSettings
-from pipeline.loading import calibrated, inspectors_of
+from pipeline.loading import calibrated, engines_of, inspectors_of
 from pipeline.sources import open_source
 from pipeline.sources.settings import SimulatorSettings
 
@@ -135,7 +135,7 @@ def engine_alone(bundle: Bundle, frames: int) -> Alone:
     def inspect(inspector: Inspector) -> list[tuple[int, int]]:
         return [(time.monotonic_ns(), one.steps) for one in inspect_all(inspector, source)]
 
-    with _engines(bundle, chosen, chosen.engines) as inspectors:
+    with _engines(bundle, chosen, engines_of(chosen, bundle)) as inspectors:
         cpu_s = time.process_time()
         with ThreadPoolExecutor(len(inspectors)) as pool:
             done = list(itertools.chain(*pool.map(inspect, inspectors)))

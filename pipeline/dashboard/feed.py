@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from pipeline.dashboard.view import LineView, Reject
 
 ROLE = "dashboard"
-LOOK_S = 0.7  # between looks: a reject is seen within a second, drawing and all
+LOOK_S = 0.7  # between looks: a reject is seen within a second, drawing and all. Of a camera with
+# more than a few hundred verdicts a second some will have left the stream by then, uncounted none.
 RETRY_S = 1.0  # after the server went away
 
 
 class Feed:
-    """Reads the stream on threads of its own; pages only ask for the newest view."""
+    """Reads the stream on a thread of its own; pages only ask for the newest view."""
 
     def __init__(self, settings: LineSettings) -> None:
         self._settings = settings

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from engines.backend import usable_cores
 from engines.openvino_graphs import load_openvino, openvino_core
 from pipeline.doctor.check import Check, advice, fact, required
 
@@ -50,9 +51,7 @@ def python_version() -> Check:
 
 def cores() -> Check:
     """Cores that this process may use, which in a container is fewer than the machine has."""
-    usable = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    usable = usable_cores()
     return advice(
         "cores",
         usable >= 2,

@@ -133,13 +133,16 @@ def inspect(
     def expects_more() -> bool:
         return frames.more(seat) and not failed.is_set()
 
+    frames.beat(seat, number)
     while expects_more() or inspector.in_flight:
         if number == 0 and loaded.follow():
             _tell_thresholds(seat.judge)
-        inspector.admit(frames.take(seat, inspector.free_slots, inspector.patience_s, number))
+        free_slots = 0 if failed.is_set() else inspector.free_slots
+        inspector.admit(frames.take(seat, free_slots, inspector.patience_s, number))
         for finding in inspector.step(expects_more=expects_more()):
             verdicts.put(finding)
         frames.beat(seat, number)
+    frames.rest(seat, number)
 
 
 def tell_promise(judge: Judge) -> None:

@@ -59,6 +59,8 @@ def test_either_protocol_brings_the_same(redis_url: str, namespace: str, protoco
         assert [one.entry_id for one in found] == ["1-1", "1-2"]
         assert {len(one.fields[b"image"]) for one in found} == {192}
         assert stream.credits("cam", 8) == 6
+        assert list(stream.deadlines({"cam": 1 << 62})) == ["cam/1-1", "cam/1-2"]
+        assert stream.deadlines({"cam": 0}) == {}
         with pytest.raises(StreamLost, match="UNBEGUN"):
             stream.admit(an_entry(3), begun=True)
         assert stream.ledger("cam") == Ledger(2, 0, 0, {}, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -375,7 +376,7 @@ def test_two_engines_of_a_worker_say_what_one_says(
 def test_a_worker_ends_when_any_of_its_engines_fails(
     both: LineSettings, stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Parts that the other one holds are finished; the rest waits for the process to come back."""
+    """However many parts come meanwhile, the other one takes no more of them."""
     failing = threading.Event()
     start = OpenVinoBackend._start
 
@@ -386,10 +387,15 @@ def test_a_worker_ends_when_any_of_its_engines_fails(
         return start(self, rows, slots)
 
     monkeypatch.setattr(OpenVinoBackend, "_start", starts_once)
-    for number in range(1, 9):
-        stream.admit(entry(stream, number, good_part(number)))
-    with pytest.raises(EngineFault, match="broken"), working(both) as working_on:
-        wait_for(working_on.is_set)
+    numbers = itertools.count(1)
+
+    def has_ended(ended: threading.Event) -> bool:
+        for _ in range(4):
+            stream.admit(entry(stream, next(numbers), good_part(1)))
+        return ended.is_set()
+
+    with pytest.raises(EngineFault, match="broken"), working(both) as ended:
+        wait_for(lambda: has_ended(ended))
 
 
 def test_a_stopped_worker_finishes_what_it_holds(line: LineSettings, stream: Stream) -> None:
