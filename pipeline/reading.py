@@ -131,7 +131,7 @@ class FrameReader:
     def take(self, seat: Seat, free_slots: int, patience_s: float, number: int = 0) -> list[Part]:
         """At most ``free_slots`` parts; a loop with patience waits a moment for the first one.
 
-        ``number`` of the loop at this seat.
+        ``number`` of the loop at this seat; with several, each takes its share.
         """
         self._lane.check()
         ready, loop = seat.ready, seat.loops[number]
@@ -141,7 +141,7 @@ class FrameReader:
                 self._make_room(seat.room)
             if patience_s > 0 and not ready:
                 self._changed.wait(min(IDLE_S, patience_s))
-            taken = [ready.popleft() for _ in range(min(free_slots, len(ready)))]
+            taken = [ready.popleft() for _ in range(seat.share_of(number))]
             loop.free -= len(taken)
             return taken
 

@@ -42,6 +42,20 @@ class Seat:
         """How many more parts may be read for it."""
         return sum(loop.free for loop in self.loops) - len(self.ready)
 
+    def share_of(self, number: int) -> int:
+        """How many of the ready parts a loop takes now: each goes to whoever has most room.
+
+        So parts that come together, as those of cameras in phase, do not all go to one engine.
+        """
+        free, mine = [loop.free for loop in self.loops], 0
+        for _ in self.ready:
+            most = max(range(len(free)), key=lambda at: (free[at], at == number))
+            if free[most] < 1:
+                break
+            free[most] -= 1
+            mine += most == number
+        return mine
+
     @property
     def beat_s(self) -> float:
         """When the last of its loops made a turn: what one holds is alive while all of them are."""

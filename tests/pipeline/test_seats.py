@@ -1,0 +1,62 @@
+"""Laws of a seat: how ready parts are shared by its loops, and when what they hold is alive."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.seats import Loop, Seat
+
+
+def seat(free: list[int], ready: int) -> Seat:
+    """Loops with so much room, and so many parts; of bundle and judge nothing is asked."""
+    made = Seat(cast("Any", None), cast("Any", None), -1, tuple(Loop(room) for room in free))
+    made.ready.extend([cast("Any", None)] * ready)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("free", "ready", "shares"),
+    [
+        ([16], 5, [5]),
+        ([3], 5, [3]),
+        ([16, 16], 1, [1, 1]),
+        ([16, 16], 4, [2, 2]),
+        ([16, 10], 4, [4, 0]),
+        ([16, 15], 4, [3, 2]),
+        ([0, 2], 4, [0, 2]),
+    ],
+)
+def test_parts_go_to_whoever_has_most_room(free: list[int], ready: int, shares: list[int]) -> None:
+    """Where two have as much, whoever asks first has the odd one."""
+    made = seat(free, ready)
+    assert [made.share_of(number) for number in range(len(free))] == shares
+
+
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=4), st.integers(0, 40))
+def test_all_that_fits_is_taken(free: list[int], ready: int) -> None:
+    """In as many rounds as it takes, of which each brings something; nobody takes more than fits."""
+    made = seat(free, ready)
+    while made.ready and any(loop.free for loop in made.loops):
+        left = len(made.ready)
+        for number, loop in enumerate(made.loops):
+            taken = made.share_of(number)
+            assert taken <= loop.free
+            loop.free -= taken
+            for _ in range(taken):
+                made.ready.popleft()
+        assert len(made.ready) < left
+    assert made.room == sum(free) - ready
+
+
+def test_what_is_held_lives_while_all_loops_beat() -> None:
+    """One that rests does not count; one that has stopped does."""
+    made = seat([1, 1], 0)
+    made.loops[0].beat_s, made.loops[1].beat_s = 7.0, 9.0
+    assert made.beat_s == 7.0
+    made.loops[0].beat_s = math.inf
+    assert made.beat_s == 9.0
