@@ -39,7 +39,7 @@ def test_parts_go_to_whoever_has_most_room(free: list[int], ready: int, shares: 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=4), st.integers(0, 40))
 def test_all_that_fits_is_taken(free: list[int], ready: int) -> None:
-    """In as many rounds as it takes, of which each brings something; nobody takes more than fits."""
+    """In as many rounds as it takes, each of which brings something; nobody takes too much."""
     made = seat(free, ready)
     while made.ready and any(loop.free for loop in made.loops):
         left = len(made.ready)
