@@ -315,7 +315,7 @@ def _open_tensorrt(asked: _Asked) -> BatchedBackend:
 def _open_stub(asked: _Asked) -> BatchedBackend:
     from engines.backend_stub import open_stub
 
-    return open_stub(asked.bundle, asked.capacity)  # nothing is computed
+    return open_stub(asked.bundle, asked.capacity, asked.engines)  # nothing is computed
 
 
 def _refused(bundle: Bundle) -> frozenset[str]:

@@ -90,6 +90,7 @@ class TimedStub(BatchedBackend):
         self._spend, self._costs = spend, costs
         self.calls: Counter[GraphName] = Counter()
         self.delay_ns = 0.0  # the next call takes so much longer
+        self.others: Sequence[TimedStub] = ()
         self._steps = np.array(steps, np.int32)
         self._mark = np.zeros(capacity, np.int64)
         self._plan = np.zeros(capacity, np.int32)
@@ -98,6 +99,11 @@ class TimedStub(BatchedBackend):
     def cost_ns(self, graph: GraphName, rows: int) -> float:
         """What one call takes."""
         return self._costs[graph].of(rows)
+
+    @property
+    def beside(self) -> Sequence[TimedStub]:
+        """Other stubs, with rows of their own."""
+        return self.others
 
     def rehearse(self, graph: GraphName, size: int) -> bool:
         """Take the time of one call."""
@@ -138,10 +144,11 @@ class TimedStub(BatchedBackend):
         return Progress(level.copy(), self._plan[slots].copy(), level)
 
 
-def open_stub(bundle: Bundle, capacity: int) -> TimedStub:
+def open_stub(bundle: Bundle, capacity: int, engines: int = 1) -> TimedStub:
     """The stub in real time, with the depths of the bundle's plans; BadConfig for other bundles.
 
-    The bundle's configuration may say ``costs``: by graph, nanoseconds of a call and of a row.
+    The bundle's configuration may say ``costs``: by graph, nanoseconds of a call and of a row. Of
+    several ``engines`` each takes that time, whatever the others do.
     """
     manifest = bundle.manifest
     if manifest.method != METHOD:
@@ -150,12 +157,17 @@ def open_stub(bundle: Bundle, capacity: int) -> TimedStub:
             f"{manifest.method}; choose the backend openvino"
         )
     told = manifest.configuration.get("costs", {})
-    return TimedStub(
-        capacity,
-        lambda spent_ns: time.sleep(spent_ns / 1e9),
-        costs={**COSTS, **{graph: CallCost(*cost) for graph, cost in told.items()}},
-        steps=[len(plan.levels) for plan in manifest.plans],
+    stub, *others = (
+        TimedStub(
+            capacity // engines,
+            lambda spent_ns: time.sleep(spent_ns / 1e9),
+            costs={**COSTS, **{graph: CallCost(*cost) for graph, cost in told.items()}},
+            steps=[len(plan.levels) for plan in manifest.plans],
+        )
+        for _ in range(engines)
     )
+    stub.others = others
+    return stub
 
 
 def watermarked(number: int, size: tuple[int, int] = (2, 2)) -> UInt8:

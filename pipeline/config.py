@@ -159,7 +159,7 @@ class WorkerSettings(Settings):
     # fp16 and fp8 are TensorRT's; int8 is where `assayline build` made it
     precision: Literal["auto", "f32", "bf16", "fp16", "int8", "fp8"] = "auto"
     threads: PositiveInt | None = None  # of the CPU runtime; absent = it chooses
-    engines: PositiveInt | None = None  # OpenVINO's, that share threads and slots; absent = fitting
+    engines: PositiveInt | None = None  # on a CPU, that share threads and slots; absent = as fits
     slots: PositiveInt = 32  # rows in flight
     batch_max: int = Field(default=16, ge=1, le=64)  # rows in one call; a CPU takes 16 at most
     plan: int = Field(default=ADAPTIVE, ge=ADAPTIVE)

@@ -101,7 +101,8 @@ def engines_of(chosen: WorkerSettings, bundle: Bundle) -> int:
     the rows of one call go apart.
     """
     threads = chosen.threads or usable_cores()
-    wanted = chosen.engines or (2 if 1 < threads < MANY_THREADS else 1)
+    is_small = chosen.backend == "openvino" and 1 < threads < MANY_THREADS
+    wanted = chosen.engines or (2 if is_small else 1)
     return max(1, min(wanted, chosen.slots // bundle.tiling.count))
 
 

@@ -132,7 +132,7 @@ def _stub_line(folder: Path, rng: random.Random, gate_ms: int) -> Path:
         folder,
         folder / "stub",
         cameras,
-        worker={"processes": 2},
+        worker={"processes": 2, "engines": 2},
         sinks={"jsonl": {"fsync": "never"}, "reject": {}},
         log_level="warning",
     )

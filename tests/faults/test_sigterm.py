@@ -76,7 +76,8 @@ def test_a_worker_that_is_told_to_end_answers_what_it_has(
     """Two seconds later it has ended in order and holds nothing; the other one has the rest."""
     crashed: list[Member] = []
     monkeypatch.setattr(Member, "_note_crash", lambda member, _: crashed.append(member))
-    line = stub_line(cameras=[stub_camera(rate_hz=100)], worker={"processes": 2})
+    worker = {"processes": 2, "engines": 2}
+    line = stub_line(cameras=[stub_camera(rate_hz=100)], worker=worker)
     with standing(line, hurt) as here:
         here.wait_acted(100)
         first, _ = here.pids("inspect")
@@ -95,20 +96,20 @@ def test_a_worker_that_is_told_to_end_answers_what_it_has(
         require_sound(here)
 
 
-@pytest.mark.parametrize("slots", [1, 16])
+@pytest.mark.parametrize("worker", [{"slots": 1}, {"slots": 16}, {"slots": 16, "engines": 2}])
 def test_a_line_that_is_told_to_end_leaves_no_part_without_a_verdict(
     stub_line: StubLine,
     hurt: HurtServer,
     tmp_path: Path,
     endings: dict[str, int | None],
-    slots: int,
+    worker: dict[str, int],
 ) -> None:
     """With far more parts waiting than it can inspect: those are UNDECIDED(shutdown), in time."""
     bundle = write_stub_bundle(tmp_path / "slow", SLOW).folder
     line = stub_line(
         bundle=bundle,
         cameras=[stub_camera(rate_hz=200, overrun="reject", credits=200)],
-        worker={"processes": 1, "slots": slots, "batch_max": slots},
+        worker={"processes": 1, "batch_max": worker["slots"], **worker},
     )
     with standing(line, hurt) as here:
         here.wait_for(lambda: here.stream.ledger("left").open > 180)

@@ -68,11 +68,13 @@ def assert_judged_rightly(verdicts: list[Verdict]) -> None:
         assert (verdict.decision is Decision.FAIL) == is_bad
 
 
+@pytest.mark.parametrize("engines", [1, 2])
 def test_a_swap_under_load_loses_nothing_and_mixes_nothing(
-    stub_line: StubLine, running: Runner, other: Path
+    stub_line: StubLine, running: Runner, other: Path, engines: int
 ) -> None:
     """One verdict each; old bundle, then new, then by rollback the old one again at once."""
-    with running(stub_line(cameras=[stub_camera(rate_hz=100)])) as here:
+    worker = {"engines": engines}
+    with running(stub_line(cameras=[stub_camera(rate_hz=100)], worker=worker)) as here:
         old, new = bundle_ids(here, other)
         let_pass(here, 20)
         assert len(ordered_swap(here, other)) == 1
