@@ -59,7 +59,6 @@ class OpenVinoBackend(BatchedBackend):
         core = openvino_core()
         asked = _resolved(precision, core)
         held = _pinned(asked, pins or {}) if isinstance(precision, str) else asked
-        self._others: tuple[OpenVinoBackend, ...] = ()
         self.precisions = _with_int8(held, quantised or {})
         self.key = f"openvino:{_summary(asked)}"
         self._spec = spec
@@ -78,7 +77,9 @@ class OpenVinoBackend(BatchedBackend):
                 capacity=capacity,
                 engines=engines,
             )
-        self._others = tuple(self._another() for _ in range(engines - 1))
+        self._others: tuple[OpenVinoBackend, ...] = tuple(
+            self._another() for _ in range(engines - 1)
+        )
 
     @property
     def beside(self) -> Sequence[OpenVinoBackend]:

@@ -118,29 +118,38 @@ class Spread:
         most = min(capacity, MOST)
         ways = _ways(model, settings, bucket_of(most), engines)
         self.inputs, self.outputs = list(ways[0].compiled.inputs), list(ways[0].compiled.outputs)
-        self._lay_out(dict.fromkeys(BUCKETS, ways[0]))
+        self._hold_buffers()
         tried = bucket_of(min(most, max(TRIED, *(way.streams for way in ways))))
-        calls = [self._call(tried, way) for way in ways]
-        took_s = [min(times) for times in zip(*_timed(calls), strict=True)]
-        quickest = ways[took_s.index(min(took_s))]
-        self._lay_out({size: quickest if size >= quickest.streams else ways[0] for size in BUCKETS})
+        quickest = self._quickest(ways, tried)
+        self._ways = {size: quickest if size >= quickest.streams else ways[0] for size in BUCKETS}
+        self._calls = self._laid_out()
 
     def beside(self) -> Spread:
         """The same with buffers of its own: another engine."""
         other = copy.copy(self)
-        other._lay_out(self._ways)
+        other._hold_buffers()
+        other._calls = other._laid_out()
         return other
 
     def run(self, count: int) -> None:
         """Run the bucket that holds ``count`` rows on what lies in the buffers."""
         self._calls[bucket_of(count)].run()
 
-    def _lay_out(self, ways: Mapping[int, Way]) -> None:
-        """Buffers, and the calls of every size over them."""
-        self._ways = ways
+    def _hold_buffers(self) -> None:
         self.given = [_buffer(port) for port in self.inputs]
         self.found = [_buffer(port) for port in self.outputs]
-        self._calls = {size: self._call(size, way) for size, way in ways.items()}
+
+    def _quickest(self, ways: Sequence[Way], tried: int) -> Way:
+        """The way that so many rows go quickest; a single one need not be tried."""
+        if len(ways) == 1:
+            return ways[0]
+        calls = [self._call(tried, way) for way in ways]
+        took_s = [min(times) for times in zip(*_timed(calls), strict=True)]
+        return ways[took_s.index(min(took_s))]
+
+    def _laid_out(self) -> dict[int, Call]:
+        """The calls of every size over the buffers."""
+        return {size: self._call(size, way) for size, way in self._ways.items()}
 
     def _call(self, size: int, way: Way) -> Call:
         """A bucket of so many rows; what does not go together has a request of its own."""

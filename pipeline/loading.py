@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from engines.backend import BatchedBackend, open_backend, usable_cores
 from engines.bundle import Bundle
@@ -76,15 +77,8 @@ def loaded(
     nanoseconds it took. Raises BadBundle or BadConfig for what this line cannot run.
     """
     chosen = settings.worker
-    with open_backend(
-        bundle,
-        chosen.backend,
-        chosen.precision,
-        chosen.slots,
-        threads=chosen.threads,
-        cache=settings.run_dir / "engines",
-        engines=engines_of(chosen, bundle),
-    ) as backend:
+    count, cache = engines_of(chosen, bundle), settings.run_dir / "engines"
+    with backend_of(chosen, bundle, engines=count, cache=cache) as backend:
         calibration = calibrated(bundle)
         judge = judge_of(settings, bundle, calibration, backend.key)
         engines = inspectors_of(chosen, bundle, calibration, backend, clock=clock, rest=rest)
@@ -92,6 +86,21 @@ def loaded(
         seat = Seat(bundle, judge, chosen.plan, tuple(Loop() for _ in inspectors))
         applied = AppliedThresholds(settings.run_dir, bundle, calibration)
         yield Loaded(seat, inspectors, Tuning(applied, schedulers, chosen.early_exit))
+
+
+def backend_of(
+    chosen: WorkerSettings, bundle: Bundle, *, engines: int = 1, cache: Path | None = None
+) -> BatchedBackend:
+    """A bundle on the backend that a worker is to have."""
+    return open_backend(
+        bundle,
+        chosen.backend,
+        chosen.precision,
+        chosen.slots,
+        threads=chosen.threads,
+        cache=cache,
+        engines=engines,
+    )
 
 
 def engines_of(chosen: WorkerSettings, bundle: Bundle) -> int:

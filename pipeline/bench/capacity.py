@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engines.backend import BUCKETS, open_backend
+from engines.backend import BUCKETS
 from engines.bundle import GRAPHS, open_bundle
 from engines.costs import measure_costs
 from pipeline.bench.cameras import PHASES, Costs, is_carried, slowest_ms
@@ -25,6 +25,7 @@ from pipeline.bench.report import Report, Result
 from pipeline.bench.transport import bench_transport
 from pipeline.bench.turns import deepest_plan
 from pipeline.config import WorkerSettings
+from pipeline.loading import backend_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,9 +171,7 @@ def _engine_costs(bundle: Bundle, data: Path | None) -> tuple[dict[int, Seconds]
     A worker may have two that share them, which get no less done.
     """
     chosen = WorkerSettings()
-    with open_backend(
-        bundle, chosen.backend, chosen.precision, chosen.slots, threads=chosen.threads
-    ) as backend:
+    with backend_of(chosen, bundle) as backend:
         table = measure_costs(backend, time.perf_counter_ns)
         calls_s: dict[int, Seconds] = {
             size: {graph: table.call_ns(graph, size) / 1e9 for graph in GRAPHS}

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from engines.backend import open_backend
 from engines.bundle import Bundle, open_bundle
 from engines.contracts import EngineFault, Frame
 from engines.images import to_model_input
@@ -43,7 +42,7 @@ from pipeline.bench.stage import (
     simulator,
 )
 from pipeline.config import WorkerSettings
-from pipeline.loading import calibrated, engines_of, inspectors_of
+from pipeline.loading import backend_of, calibrated, engines_of, inspectors_of
 from pipeline.sources import open_source
 from pipeline.sources.settings import SimulatorSettings
 
@@ -149,14 +148,7 @@ def engine_alone(bundle: Bundle, frames: int) -> Alone:
 @contextmanager
 def _engines(bundle: Bundle, chosen: WorkerSettings, count: int) -> Iterator[list[Inspector]]:
     """A worker's inspectors, whose calls are warm."""
-    with open_backend(
-        bundle,
-        chosen.backend,
-        chosen.precision,
-        chosen.slots,
-        threads=chosen.threads,
-        engines=count,
-    ) as backend:
+    with backend_of(chosen, bundle, engines=count) as backend:
         found = inspectors_of(chosen, bundle, calibrated(bundle), backend, clock=time.monotonic_ns)
         yield [inspector for inspector, _ in found]
 

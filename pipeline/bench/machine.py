@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from engines.backend import usable_cores
 from engines.openvino_graphs import load_openvino, openvino_core
 from pipeline.doctor.machine import cpu_flags
 
@@ -24,7 +25,7 @@ def machine_facts() -> dict[str, Any]:
     flags = cpu_flags()
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "load_before": round(os.getloadavg()[0], 2),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "bf16": sorted(flags & {"avx512_bf16", "amx_bf16"}),

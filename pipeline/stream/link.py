@@ -103,6 +103,13 @@ def scored(found: Sequence[Any]) -> Iterable[tuple[bytes, Any]]:
     return zip(found[::2], found[1::2], strict=True) if is_flat else map(tuple, found)
 
 
+def _granted(replies: list[Any]) -> list[Any]:
+    """The replies, none of which may be a refusal: the first one is raised."""
+    for reply in filter(is_refusal, replies):
+        raise reply
+    return replies
+
+
 def _fields(flat: Sequence[bytes] | None) -> dict[bytes, bytes]:
     """Fields of an entry by name; none where it was deleted since it was delivered."""
     pairs = flat or ()
@@ -249,10 +256,7 @@ class Link:
 
     def _ask_each(self, commands: Iterable[tuple[Word, ...]]) -> list[Any]:
         """The replies to commands sent together, none of which the server must refuse."""
-        replies = self._exchange(*commands)
-        for reply in filter(is_refusal, replies):
-            raise reply
-        return replies
+        return _granted(self._exchange(*commands))
 
     def _transact(self, *commands: tuple[Word, ...]) -> list[Any]:
         """The replies to commands of one MULTI; raises why the server would not even begin."""
@@ -289,9 +293,7 @@ class Link:
                 again = self._ask_all(script, [calls[at] for at in unknown])
                 for at, reply in zip(unknown, again, strict=True):
                     replies[at] = reply
-            for reply in filter(is_refusal, replies):
-                raise reply
-        return replies
+            return _granted(replies)
 
     def _ask_all(self, script: str, calls: Sequence[Call]) -> list[Any]:
         sha = self._scripts[script].sha
