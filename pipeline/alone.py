@@ -23,4 +23,7 @@ def alone(path: Path, sentence: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BadConfig(sentence) from None
-        yield
+        try:
+            yield
+        finally:  # by word, not by closing alone: a process just forked may hold a copy of the file
+            fcntl.flock(file, fcntl.LOCK_UN)
