@@ -13,10 +13,10 @@ from pipeline.alone import alone
 
 def test_a_second_holder_is_refused_while_the_first_holds(tmp_path: Path) -> None:
     """One sentence for whoever comes second; free again at the end."""
-    with alone(tmp_path / "a" / "lock", "busy"):
-        with pytest.raises(BadConfig, match="busy"), alone(tmp_path / "a" / "lock", "busy"):
-            pass
-    with alone(tmp_path / "a" / "lock", "busy"):
+    path = tmp_path / "a" / "lock"
+    with alone(path, "busy"), pytest.raises(BadConfig, match="busy"), alone(path, "busy"):
+        pass
+    with alone(path, "busy"):
         pass
 
 
