@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from engines.contracts import Backend
     from engines.tiles import Tiling
 
+SPENT_MAX = 0.5  # of the false rejects that are promised at the most, early exit may spend so many
 EXIT_SEED = 1000  # other anomalies than those that shares of evidence were fitted on
 UNKNOWN = "unknown"  # the category of parts that no recipe names
 
@@ -58,69 +60,102 @@ def fit_entry(walks: Mapping[int, Walked], taken: Sequence[int], wanted: Wanted)
     ``walks``: scores of the same rows along each plan; ``taken``: the plan that each of them
     takes where the graph chooses. Raises BadData where the good frames are too few.
     """
-    first = next(iter(walks.values()))
-    good, tiles = first.is_good, first.tiles
-    tails = {plan: Tail.fit(walk.final[good].tolist()) for plan, walk in walks.items()}
-    chosen = [
-        tails[plan].surprise(walks[plan].final[row]) for row, plan in enumerate(taken) if good[row]
-    ]
-    surprises = np.sort(_greatest(np.array(chosen), tiles))[::-1]
-    allowed = _exceeding_allowed(len(surprises), wanted.max_false_reject, wanted.confidence)
-    threshold = float(surprises[allowed])
-    forced = {plan: tail.surprise_of(walks[plan].final[good]) for plan, tail in tails.items()}
-    above = {
-        plan: float(np.mean(_greatest(found, tiles) > threshold)) for plan, found in forced.items()
-    }
-    evidence = Promise(
-        good=len(surprises),
-        exceeding=int(np.sum(surprises > threshold)),
-        bound=error_bound(allowed, len(surprises), wanted.confidence),
-        max_false_reject=wanted.max_false_reject,
-        confidence=wanted.confidence,
-        date=wanted.date,
-    )
-    cut_tails = {
-        plan: {made: Tail.fit(walk.at(made)[good].tolist()) for made in walk.cut_points}
-        for plan, walk in walks.items()
-    }
-    entry = Entry(
-        threshold=threshold,
-        evidence=evidence,
-        exceeding_by_plan=above,
-        tails=tails,
-        cut_tails=cut_tails,
-    )
+    good = Good(walks, taken, wanted)
+    at_full_depth = good.entry(good.allowed)
     if wanted.max_changed is None:
-        return entry
-    seen = {plan: _surprises(entry, plan, walk) for plan, walk in walks.items()}
-    fitted = _exits(seen, threshold, wanted.max_changed, wanted.confidence)
-    fails = np.array(
-        [
-            _fails(seen[taken[row]], row, fitted.get(taken[row]), threshold)
-            for row in np.flatnonzero(good).tolist()
-        ]
-    )
-    if _greatest(fails, tiles).sum() > allowed:
-        return entry  # with these exits the promise would not hold
-    return entry.model_copy(
-        update={
-            "exits": {plan: found.exits for plan, found in fitted.items()},
-            "exit_evidence": {plan: found.promise for plan, found in fitted.items()},
+        return at_full_depth
+    for exceeding in range(good.allowed, math.ceil(SPENT_MAX * good.allowed) - 1, -1):
+        entry = good.entry(exceeding)
+        fitted = _exits(good.seen, entry.threshold, wanted.max_changed, wanted.confidence)
+        if not fitted:
+            break
+        failing = good.failing(entry.threshold, fitted)
+        if failing <= good.allowed:
+            return entry.model_copy(
+                update={
+                    "evidence": entry.evidence.model_copy(update={"exceeding": failing}),
+                    "exits": {plan: found.exits for plan, found in fitted.items()},
+                    "exit_evidence": {plan: found.promise for plan, found in fitted.items()},
+                }
+            )
+    return at_full_depth  # with exits the promise would not hold
+
+
+class Good:
+    """What held-out good images of a category showed, each by the plan that it takes."""
+
+    def __init__(self, walks: Mapping[int, Walked], taken: Sequence[int], wanted: Wanted) -> None:
+        self._walks, self._taken, self._wanted = walks, taken, wanted
+        first = next(iter(walks.values()))
+        self._is_good, self._tiles = first.is_good, first.tiles
+        self._tails = {plan: self._tail(walk.final) for plan, walk in walks.items()}
+        self._cut_tails = {
+            plan: {made: self._tail(walk.at(made)) for made in walk.cut_points}
+            for plan, walk in walks.items()
         }
-    )
+        chosen = [
+            self._tails[plan].surprise(float(walks[plan].final[row]))
+            for row, plan in enumerate(taken)
+            if first.is_good[row]
+        ]
+        self._surprises = np.sort(_greatest(np.array(chosen), self._tiles))[::-1]
+        self.allowed = _exceeding_allowed(
+            len(self._surprises), wanted.max_false_reject, wanted.confidence
+        )
+
+    def _tail(self, scores: NDArray[np.floating]) -> Tail:
+        return Tail.fit(scores[self._is_good].tolist())
+
+    def entry(self, exceeding: int) -> Entry:
+        """The entry whose threshold so many good frames exceed at full depth; without exits."""
+        wanted, threshold = self._wanted, float(self._surprises[exceeding])
+        above = {
+            plan: float(np.mean(_greatest(self._forced(plan), self._tiles) > threshold))
+            for plan in self._walks
+        }
+        evidence = Promise(
+            good=len(self._surprises),
+            exceeding=int(np.sum(self._surprises > threshold)),
+            bound=error_bound(self.allowed, len(self._surprises), wanted.confidence),
+            max_false_reject=wanted.max_false_reject,
+            confidence=wanted.confidence,
+            date=wanted.date,
+        )
+        return Entry(
+            threshold=threshold,
+            evidence=evidence,
+            exceeding_by_plan=above,
+            tails=self._tails,
+            cut_tails=self._cut_tails,
+        )
+
+    def _forced(self, plan: int) -> NDArray[np.float64]:
+        return self._tails[plan].surprise_of(self._walks[plan].final[self._is_good])
+
+    @cached_property
+    def seen(self) -> dict[int, Walks]:
+        """All rows along each plan, in surprise among good parts that stopped there."""
+        return {plan: self._along(plan, walk) for plan, walk in self._walks.items()}
+
+    def _along(self, plan: int, walk: Walked) -> Walks:
+        columns = [tail.surprise_of(walk.at(n)) for n, tail in self._cut_tails[plan].items()]
+        surprise = np.stack([*columns, self._tails[plan].surprise_of(walk.final)], axis=1)
+        return Walks((*walk.cut_points, walk.steps), surprise, walk.is_good, walk.tiles)
+
+    def failing(self, threshold: float, fitted: Mapping[int, Fitted]) -> int:
+        """How many good frames fail where they may leave early."""
+        fails = [
+            _fails(self.seen[plan], row, fitted.get(plan), threshold)
+            for row, plan in enumerate(self._taken)
+            if self._is_good[row]
+        ]
+        return int(_greatest(np.array(fails), self._tiles).sum())
 
 
 def _greatest(values: NDArray[Any], tiles: int) -> NDArray[Any]:
     """Of each frame the greatest value among its tiles, [N * tiles] -> [N]."""
     greatest: NDArray[Any] = values.reshape(-1, tiles).max(1)
     return greatest
-
-
-def _surprises(entry: Entry, plan: int, walk: Walked) -> Walks:
-    """The scores of frames along a plan as surprise among good parts that stopped there."""
-    columns = [tail.surprise_of(walk.at(made)) for made, tail in entry.cut_tails[plan].items()]
-    surprise = np.stack([*columns, entry.tails[plan].surprise_of(walk.final)], axis=1)
-    return Walks((*walk.cut_points, walk.steps), surprise, walk.is_good, walk.tiles)
 
 
 def _exits(

@@ -102,6 +102,21 @@ def changed_share(walk: Walks, exits: dict[int, Exit]) -> float:
     return float(max(changed[walk.is_good].mean(), changed[~walk.is_good].mean()))
 
 
+@pytest.mark.parametrize("seed", [0, 2, 3])
+def test_the_threshold_makes_room_for_what_leaving_early_rejects(seed: int) -> None:
+    """Good parts that fail where they leave are counted, and the promise holds with them."""
+    rng = np.random.default_rng(seed)
+    final = np.concatenate([rng.normal(1, 0.1, 400), rng.normal(3, 0.3, 400)])
+    first = final + rng.normal(0, 0.05, 800)
+    scores = np.column_stack([first, first, first, final]).astype(np.float32)
+    walks, taken = {0: Walked(scores, np.arange(800) < 400)}, [0] * 800
+    without, entry = (fit_entry(walks, taken, Wanted(max_changed=m)) for m in (None, 0.05))
+    assert entry.exits[0]
+    assert entry.evidence.exceeding <= without.evidence.exceeding
+    assert entry.threshold >= without.threshold
+    assert entry.threshold > without.threshold or entry.exit_evidence[0].changed_good == 0
+
+
 class Settling(TimedStub):
     """A stub whose score falls to its watermark as a row is stepped."""
 
