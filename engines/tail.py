@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -75,10 +76,18 @@ class Tail(BaseModel):
 
     def surprise(self, score: float) -> float:
         """-log10 of the probability that a good part scores higher; ``score`` must be finite."""
-        return float(self.surprise_of(np.asarray([score]))[0])
+        at = bisect_right(self.scores, score) - 1
+        if at < 0:
+            return self.surprises[0] / (1 + (self.scores[0] - score) / self._lower_scale())
+        if at == len(self.scores) - 1:
+            above = (score - self.scores[at]) / (self.scale * LN10)
+            return min(self.surprises[at] + above, sys.float_info.max)
+        run = self.scores[at + 1] - self.scores[at]
+        rise = self.surprises[at + 1] - self.surprises[at]
+        return self.surprises[at] + rise / run * (score - self.scores[at])
 
     def surprise_of(self, values: NDArray[np.floating]) -> Float64:
-        """The surprise of every value of an array of any shape."""
+        """The surprise of every value of an array of any shape, as ``surprise`` gives it."""
         x = np.asarray(values, np.float64)
         low, high = self.scores[0], self.scores[-1]
         body = np.interp(x, self.scores, self.surprises)
