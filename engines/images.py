@@ -150,7 +150,9 @@ def encode_map(relative: Float32) -> bytes:
 
     Steps of 1/1024, clipped to [-32, 32).
     """
-    steps = np.clip((np.nan_to_num(relative) - MAP_LEAST) * MAP_STEPS, 0, 65_535).astype(np.uint16)
+    if not np.isfinite(relative).all():  # nan_to_num alone would take half of all this
+        relative = np.nan_to_num(relative)
+    steps = np.clip((relative - MAP_LEAST) * MAP_STEPS, 0, 65_535).astype(np.uint16)
     is_light = steps.nbytes <= LIGHT_BYTES
     fast = (STORED_PNG, *NO_FILTER) if is_light else (FAST_PNG,)
     _, encoded = cv2.imencode(".png", steps, [cv2.IMWRITE_PNG_COMPRESSION, *fast])

@@ -26,7 +26,8 @@ from pipeline.wire import FrameEntry, FrameHead, head_of, undecided
 ROLE = "ingest"
 SETTLE_S = 0.25  # how often the journal learns what has been answered
 LOOK_S = 0.02  # how often a waiting source looks for credits that do not come as they did before
-PACE_S = (0.002, 0.1)  # within which it is learnt how long they take: a look wakes the server
+PACE_S = (0.002, 0.5)  # within which it is learnt how long they take: a look wakes the server
+LOOKS = 8  # that many looks, where they take twice as long
 WORTH = 0.25  # of its credits, which it waits for: frames together cost half of frames one by one
 RETRY_MAX_S = 2.0
 OWED_MAX = 50_000  # frames journalled while the server is away; then the source has to wait
@@ -90,7 +91,7 @@ class Intake:
         """Where frames can wait at their source: return when the next one would be admitted."""
         began_s, look_s = time.monotonic(), self._pace_s
         while self._must_wait() and not stop.wait(look_s):
-            look_s = LOOK_S
+            look_s = max(LOOK_S, self._pace_s / LOOKS)
             try:
                 self._connect()
                 self._settle()

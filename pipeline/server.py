@@ -29,6 +29,8 @@ from engines.contracts import BadConfig, StreamLost
 SOCKET_PATH_LIMIT = 107  # bytes in sockaddr_un.sun_path, less its closing zero
 START_TIMEOUT_S = 10.0
 PR_SET_PDEATHSIG = 1
+# Of glibc: by itself it has frames come fresh from the system, one by one, and gives them back.
+HEAP = {"MALLOC_MMAP_THRESHOLD_": "4000000", "MALLOC_TRIM_THRESHOLD_": "64000000"}
 
 
 @contextmanager
@@ -130,6 +132,7 @@ def _launch(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env={**os.environ, **HEAP},
             start_new_session=True,  # Ctrl-C stops the line first; the server outlives its drain
             preexec_fn=_die_with_parent(),  # noqa: PLW1509 - one call, loaded before the fork
         )

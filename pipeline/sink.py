@@ -30,6 +30,8 @@ from pipeline.telemetry import reporting
 ROLE = "sink"
 READ_MAX = 32  # verdicts per camera and read
 BLOCK_MIN_MS = 10
+GATHER_S = (0.005, 0.1)  # how long verdicts that flow are let come: each read wakes two processes
+GATE_SHARE = 1 / 40  # of the time to the nearest gate, which they may take
 ACKNOWLEDGE_S = 0.25  # each round trip wakes two processes; what is acted on may wait for others
 TRIM_S = 1.0
 KEPT = 256  # verdicts left in the stream for those who look on
@@ -130,6 +132,8 @@ class Inbox:
         self._acted = acted
         self._stop = stop
         self._gates_ms = gates_ms or {}
+        self._gather_s = _gathering(self._gates_ms)
+        self._flows = False  # whether the last read found verdicts
         self._patiently = outlasting_loss(ROLE, stop)
         self._owed: dict[str, Owed] = {}  # by frame_id
         self._done: deque[VerdictDelivery] = deque()
@@ -145,8 +149,10 @@ class Inbox:
 
     def read(self, block_ms: int) -> list[VerdictDelivery]:
         """The next verdicts that nobody has acted on; waits so long for the first."""
+        if self._flows and not self.is_behind:
+            self._stop.wait(min(self._gather_s, block_ms / 1e3))
         found = self._patiently(self._take, block_ms)
-        self._read_some = bool(found)
+        self._read_some = self._flows = bool(found)
         self.is_behind = len(found) >= READ_MAX
         with self._lock:
             return [delivery for delivery in found if self._is_new(delivery)]
@@ -202,6 +208,13 @@ class Inbox:
             self._done.append(delivery)
             return False
         return True
+
+
+def _gathering(gates_ms: Mapping[str, float]) -> float:
+    """Seconds that verdicts may wait for others, before their gates; 0 where one is near."""
+    least_s, most_s = GATHER_S
+    fitting_s = GATE_SHARE * min(gates_ms.values(), default=0) / 1e3
+    return min(fitting_s, most_s) if fitting_s >= least_s else 0.0
 
 
 def _soundings(

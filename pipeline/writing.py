@@ -20,7 +20,7 @@ from pipeline.telemetry import facts
 
 LOOK_S = 0.05
 TOGETHER = 8  # answers in one round trip, at most
-GATHER_S = 0.025  # how long an answer waits for others while the worker is busy
+GATHER_S = (0.025, 0.1)  # how long an answer waits for others while the worker is busy
 HURRY = 8  # times that long to the gate: what has less left waits for nobody
 GRACE_S = 5.0  # how long a lost server holds up the end of the process
 
@@ -115,15 +115,16 @@ class VerdictWriter:
         """How long to wait for other findings before the first one is weighed and sent.
 
         Findings of one turn share a round trip. While frames queue for the engine anyway, so do
-        those of two or three turns, unless a gate is near. To weigh them together, and to wake once
-        for them, costs half.
+        those of a few turns, unless a gate is near. To weigh them together, and to wake once for
+        them, costs half.
         """
+        least_s, most_s = GATHER_S
         deadline_ns = self._frames.held(first.finding.frame_id).entry.deadline_ns
-        left_s = (deadline_ns - self._stream.estimated_now_ns()) / 1e9
+        fitting_s = (deadline_ns - self._stream.estimated_now_ns()) / 1e9 / HURRY
         is_plenty = self._found.qsize() >= TOGETHER - 1
-        if is_plenty or not self._frames.is_busy or closing.is_set() or left_s < HURRY * GATHER_S:
+        if is_plenty or not self._frames.is_busy or closing.is_set() or fitting_s < least_s:
             return 0.0
-        return max(0.0, GATHER_S - (time.perf_counter() - first.began_s))
+        return max(0.0, min(fitting_s, most_s) - (time.perf_counter() - first.began_s))
 
     def _weigh(self, found: Found) -> Judged:
         held = self._frames.held(found.finding.frame_id)

@@ -7,6 +7,7 @@ usual time-out, so it has a client of its own.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from redis.retry import Retry
 
 from engines.contracts import BadConfig, InspectionError, StreamFull, StreamLost
 from pipeline.stream.facts import Keys, Memory
+from pipeline.stream.spare import Spare
 from pipeline.stream.unix import WholeSending
 
 Word = str | bytes | memoryview | int  # of a command
@@ -143,6 +145,7 @@ class Link:
         # Any: redis-py annotates every reply as a union of all that it could be, sync and async.
         self._commands: Any = self._client(url, retries=2)
         self._blocking: Any = self._client(url, retries=0, extra_s=BLOCK_MAX_MS / 1000)
+        self._for_commands, self._for_blocking = Spare(self._commands), Spare(self._blocking)
         self._admit = lua("admit")
         self._scripts: dict[str, Script] = {
             name: self._commands.register_script(lua(name)) for name in SCRIPTS
@@ -171,7 +174,11 @@ class Link:
     def server_incarnation(self) -> str:
         """A name of this run of the server: another one after a restart."""
         with self._translated():
-            return str(self._info("server")["run_id"])
+            told = self._ask("INFO", "server")  # redis-py would read every line of it
+        found = re.search(rb"^run_id:(\w+)", told, re.MULTILINE)
+        if found is None:
+            raise StreamLost(f"{self.address} does not say which run of a server it is.")
+        return found[1].decode()
 
     def memory(self) -> Memory:
         """How full the server is."""
@@ -225,15 +232,14 @@ class Link:
             self._keys[camera] = Keys(self.namespace, camera)
         return self._keys[camera]
 
-    def _exchange(self, *commands: tuple[Word, ...], client: Redis | None = None) -> list[Any]:
+    def _exchange(self, *commands: tuple[Word, ...], blocks: bool = False) -> list[Any]:
         """The replies to commands that are sent in one call, errors of the server among them.
 
-        Sent again where the connection is lost, unless the client is the blocking one. What
-        redis-py does for each command besides (for callbacks, its telemetry and its cache) would
-        cost as much again.
+        Sent again where the connection is lost, unless a command ``blocks``. What redis-py does for
+        each command besides (for callbacks, its telemetry and its cache) would cost as much again.
         """
-        pool: Any = (client or self._commands).connection_pool
-        connection = pool.get_connection()
+        spare = self._for_blocking if blocks else self._for_commands
+        connection = spare.take()
 
         def ask() -> list[Any]:
             connection.send_packed_command(connection.pack_commands(commands))
@@ -243,13 +249,16 @@ class Link:
             replies: list[Any] = connection.retry.call_with_retry(
                 ask, lambda _: connection.disconnect()
             )
+        except BaseException:
+            connection.disconnect()  # a reply may be on its way still
+            raise
         finally:
-            pool.release(connection)
+            spare.give(connection)
         return replies
 
-    def _ask(self, *words: Word, client: Redis | None = None) -> Any:  # noqa: ANN401 - each command has its own reply
+    def _ask(self, *words: Word, blocks: bool = False) -> Any:  # noqa: ANN401 - each command has its own reply
         """The reply to one command, which the server must not refuse."""
-        (reply,) = self._exchange(words, client=client)
+        (reply,) = self._exchange(words, blocks=blocks)
         if is_refusal(reply):
             raise reply
         return reply
@@ -310,14 +319,14 @@ class Link:
         words = (*command, "STREAMS", *ids, *ids.values())
         with self._translated():
             try:
-                found = self._ask(*words, client=self._blocking)
+                found = self._ask(*words, blocks=True)
             except exceptions.ResponseError as error:
                 # The server was restarted, or the key deleted while the read was blocked on it.
                 if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                     raise
                 for key in ids:
                     self._ensure_group(key, group)
-                found = self._ask(*words, client=self._blocking)
+                found = self._ask(*words, blocks=True)
         return [
             (key.decode(), [(entry_id, _fields(flat)) for entry_id, flat in entries])
             for key, entries in _pairs(found)

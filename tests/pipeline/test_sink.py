@@ -16,7 +16,7 @@ from engines.contracts import BadConfig, Decision, Reason, StreamLost, Verdict
 from pipeline.acted import REMEMBERED, Acted
 from pipeline.config import LineSettings
 from pipeline.server import embedded_server
-from pipeline.sink import run_sink
+from pipeline.sink import Inbox, run_sink
 from pipeline.stream import Stream, open_stream
 from pipeline.wire import FrameEntry
 from tests.tiny_line import good_part
@@ -141,6 +141,26 @@ def test_a_frame_answered_twice_is_acted_on_once(tmp_path: Path) -> None:
             wait_for(lambda: written(line) == ["left/1-1", "left/1-2"])
     signal = json.loads((line.run_dir / "reject.json").read_text())
     assert [known["frame_id"] for known in signal["recent"]] == ["left/1-1", "left/1-2"]
+
+
+@pytest.mark.parametrize(("gate_ms", "waits"), [(60_000.0, True), (100.0, False)])
+def test_verdicts_that_flow_are_read_together_where_no_gate_is_near(
+    gate_ms: float,
+    waits: bool,
+    tmp_path: Path,
+    stream: Stream,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a read that found some the next one waits a moment; near a gate it does not."""
+    pauses_s: list[float] = []
+    stop = threading.Event()
+    monkeypatch.setattr(stop, "wait", pauses_s.append)
+    with Acted(tmp_path / "acted") as acted:
+        inbox = Inbox(stream, ["left"], "sink", acted, stop, gates_ms={"left": gate_ms})
+        for number in (1, 2):
+            stream.refuse(undecided(number))
+            assert len(inbox.read(50)) == 1
+    assert [pause_s for pause_s in pauses_s if pause_s] == ([0.05] if waits else [])
 
 
 def test_the_sink_keeps_the_gate(

@@ -166,7 +166,7 @@ def test_answers_of_a_busy_worker_wait_for_others(  # noqa: PLR0917 - fixtures
 
     A frame that ends alone is sent after a moment all the same, and is stamped when it is sent.
     """
-    monkeypatch.setattr(writing, "GATHER_S", 1.0)
+    monkeypatch.setattr(writing, "GATHER_S", (1.0, 1.0))
     monkeypatch.setattr("tests.pipeline.test_writing.GATE_NS", int(gate_s * 1e9))
     with desk(redis_url, namespace, bundle) as here:
         sent = round_trips(here.stream, monkeypatch)
