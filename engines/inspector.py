@@ -112,6 +112,11 @@ class Inspector:
         return self._in_flight
 
     @property
+    def latest_ns(self) -> float:
+        """The deadline of the last part in line; inf where that has none, or there is no part."""
+        return self._scheduler.latest_ns
+
+    @property
     def patience_s(self) -> float:
         """How long there is nothing to do unless parts arrive."""
         if not self.in_flight:

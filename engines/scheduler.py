@@ -78,6 +78,12 @@ class Scheduler:
         """Jobs that wait or run."""
         return len(self._waiting) + len(self._running)
 
+    @property
+    def latest_ns(self) -> float:
+        """The last deadline of the jobs at hand; inf where one has none, or there is no job."""
+        last = (jobs[-1] for jobs in (self._running, self._waiting) if jobs)
+        return max((job.deadline_ns or math.inf for job in last), default=math.inf)
+
     # ---- what happened
 
     def add(self, job: Job) -> None:

@@ -25,9 +25,8 @@ from pipeline.wire import FrameEntry, FrameHead, head_of, undecided
 
 ROLE = "ingest"
 SETTLE_S = 0.25  # how often the journal learns what has been answered
-LOOK_S = 0.02  # how often a waiting source looks for credits that do not come as they did before
-PACE_S = (0.002, 0.5)  # within which it is learnt how long they take: a look wakes the server
-LOOKS = 8  # that many looks, where they take twice as long
+LOOK_S = 0.02  # how often a waiting source looks for a server or a sink that is away
+REST_S = (0.002, 0.5)  # before it looks for credits again: a look wakes the server
 WORTH = 0.25  # of its credits, which it waits for: frames together cost half of frames one by one
 RETRY_MAX_S = 2.0
 OWED_MAX = 50_000  # frames journalled while the server is away; then the source has to wait
@@ -64,7 +63,8 @@ class Intake:
         self._is_full = False  # the server, at the last attempt
         self._knows_sink = False  # whether any server has met one
         self._waits = False  # whether a frame was open at the last look
-        self._pace_s = LOOK_S  # that credits worth having took to come
+        self._free = 0  # credits at the last look, whether worth having or not
+        self._credit_s = LOOK_S / self._worth  # that one takes to come
         self.sight = self._framing.sight
         self._resume()
 
@@ -89,22 +89,28 @@ class Intake:
 
     def wait_for_room(self, stop: threading.Event) -> None:
         """Where frames can wait at their source: return when the next one would be admitted."""
-        began_s, look_s = time.monotonic(), self._pace_s
-        while self._must_wait() and not stop.wait(look_s):
-            look_s = max(LOOK_S, self._pace_s / LOOKS)
+        began_s, self._free = time.monotonic(), 0
+        while self._must_wait() and not stop.wait(self._rest_s):
             try:
                 self._connect()
                 self._settle()
             except StreamLost as error:
                 self._lose(error)
-        self._learn_pace(time.monotonic() - began_s)
+        self._learn(time.monotonic() - began_s)
 
-    def _learn_pace(self, waited_s: float) -> None:
-        """How long to wait before the first look next time, from how long it was now."""
-        least_s, most_s = PACE_S
-        if waited_s > least_s and self._credits:
-            fitting_s = waited_s * min(1.0, self._worth / self._credits)
-            self._pace_s = min(most_s, max(least_s, fitting_s))
+    @property
+    def _rest_s(self) -> float:
+        """Until the credits that are still missing should have come."""
+        missing = self._worth - self._free
+        if self._failures or missing <= 0:  # it is not credits that it waits for
+            return LOOK_S
+        least_s, most_s = REST_S
+        return min(most_s, max(least_s, missing * self._credit_s))
+
+    def _learn(self, waited_s: float) -> None:
+        """How long a credit takes to come, half by this wait and half by those before."""
+        if waited_s > REST_S[0] and self._credits:
+            self._credit_s = (self._credit_s + waited_s / self._credits) / 2
 
     def finish(self, stop: threading.Event) -> None:
         """Return when every frame is answered, and as a rule acted on.
@@ -183,8 +189,8 @@ class Intake:
         Then ``least`` frames or none.
         """
         if self._credits <= 0:
-            free = self._ask_credits()
-            self._credits = free if free >= least else 0
+            self._free = self._ask_credits()
+            self._credits = self._free if self._free >= least else 0
         return self._credits > 0
 
     def _ask_credits(self) -> int:

@@ -128,21 +128,31 @@ class FrameReader:
         is_fed = self._seat is seat and (self._is_reading or not self._stop.is_set())
         return is_fed or bool(seat.ready)
 
-    def take(self, seat: Seat, free_slots: int, patience_s: float, number: int = 0) -> list[Part]:
+    def take(
+        self,
+        seat: Seat,
+        free_slots: int,
+        patience_s: float,
+        number: int = 0,
+        latest_ns: float = -math.inf,
+    ) -> list[Part]:
         """At most ``free_slots`` parts; a loop with patience waits a moment for the first one.
 
-        ``number`` of the loop at this seat; with several, each takes its share.
+        ``number`` of the loop at this seat; with several, each takes its share. ``latest_ns``: the
+        deadline of the last part in line at a loop without patience.
         """
         self._lane.check()
         ready, loop = seat.ready, seat.loops[number]
         with self._changed:
             loop.free = free_slots
+            loop.latest_ns = -math.inf if patience_s > 0 else latest_ns
             if self._seat is seat:
                 self._make_room(seat.room)
             if patience_s > 0 and not ready:
                 self._changed.wait(min(IDLE_S, patience_s))
-            taken = [ready.popleft() for _ in range(seat.share_of(number))]
-            loop.free -= len(taken)
+            count = seat.share_of(number)
+            taken, ready[:count] = ready[:count], []
+            loop.free -= count
             return taken
 
     def _make_room(self, room: int) -> None:
@@ -306,7 +316,7 @@ class FrameReader:
                 unfit = error
             else:
                 self._held[entry.frame_id] = Held(delivery, entry, now_ns, seat, seat.judge)
-                seat.ready.append(part)
+                seat.add(part)
                 self._room -= 1
                 self._changed.notify_all()
                 return

@@ -35,7 +35,7 @@ ROLES = ("ingest", WORKER, "sink", SERVER)
 PARTS, DRAWN, SEED, JITTER = ("board", "disc", "fabric"), 48, 5, 0.1
 DEFECT_RATE = 0.1
 FAR_MS = 60_000  # a gate so far off that nothing is cut short: parts may wait as long as they do
-LOOK_S = 0.1
+LOOK_S, SEARCH_S = 0.1, 1.0  # between looks, and between searches for processes that have begun
 LATE = {Reason.DEADLINE, Reason.OVERRUN}  # what load does to a line
 
 
@@ -171,10 +171,15 @@ class Roles:
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
         self._known: dict[psutil.Process, str] = {}  # "" = not of this line
+        self._children: list[psutil.Process] = []
+        self._search_at = 0.0  # monotonic seconds; a search reads of every process of the machine
 
     def running(self) -> Iterator[tuple[str, psutil.Process]]:
         """Each process of the line with its role; one may end while it is looked at."""
-        for process in psutil.Process().children():
+        if time.monotonic() >= self._search_at:
+            self._children = psutil.Process().children()
+            self._search_at = time.monotonic() + SEARCH_S
+        for process in self._children:
             try:
                 role = self._known.setdefault(process, "") or self._role(process)
             except psutil.Error:  # it has just ended

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -26,8 +27,9 @@ def seat(free: list[int], ready: int) -> Seat:
         ([3], 5, [3]),
         ([16, 16], 1, [1, 1]),
         ([16, 16], 4, [2, 2]),
-        ([16, 10], 4, [4, 0]),
-        ([16, 15], 4, [3, 2]),
+        ([16, 10], 4, [2, 0]),
+        ([16, 10], 8, [6, 1]),
+        ([16, 15], 4, [2, 2]),
         ([0, 2], 4, [0, 2]),
     ],
 )
@@ -48,9 +50,38 @@ def test_all_that_fits_is_taken(free: list[int], ready: int) -> None:
             assert taken <= loop.free
             loop.free -= taken
             for _ in range(taken):
-                made.ready.popleft()
+                made.ready.pop(0)
         assert len(made.ready) < left
     assert made.room == sum(free) - ready
+
+
+def due(made: Seat, *deadlines_ns: int) -> None:
+    """Parts are ready that have these deadlines."""
+    for deadline_ns in deadlines_ns:
+        made.add(cast("Any", SimpleNamespace(deadline_ns=deadline_ns)))
+
+
+def test_a_loop_at_work_leaves_parts_to_whoever_has_time_first() -> None:
+    """It takes what is due before all that it has, and what is more than one part for each loop."""
+    made = seat([16, 16], 0)
+    made.loops[0].latest_ns = 500
+    due(made, 700)
+    assert (made.share_of(0), made.share_of(1)) == (0, 1)
+    due(made, 0, 600, 400)
+    assert [part.deadline_ns for part in made.ready] == [400, 600, 700, 0]
+    assert made.share_of(0) == 2
+    made.ready[2:] = []
+    assert made.share_of(0) == 1
+    made.ready[:1] = []
+    assert made.share_of(0) == 0
+
+
+def test_an_only_loop_leaves_nothing() -> None:
+    """Who is in flight is joined at the next turn."""
+    made = seat([16], 0)
+    made.loops[0].latest_ns = 500
+    due(made, 700, 800)
+    assert made.share_of(0) == 2
 
 
 def test_what_is_held_lives_while_all_loops_beat() -> None:
