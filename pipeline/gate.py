@@ -15,10 +15,7 @@ shorter than a gate, everything is answered earlier by the step until those part
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from engines.contracts import Reason, StreamLost, Verdict
 from pipeline.stream import Stream
 from pipeline.telemetry import facts
+from pipeline.urgency import hurry
 from pipeline.wire import FrameHead, undecided
 
 LEAST_MS, PERIOD_MS = 1.0, 5.0  # between looks
@@ -40,7 +38,6 @@ FORGET_S = 20.0  # a lateness has lost two thirds of its weight after so long
 ASSUMED_S = 3.0  # and one that nobody measured after so long: looks are taken all the while
 STEP_MS = 20.0  # a clock that falls behind by more was set back
 SLACK_MS = 250.0  # how far clocks of honest processes may lie apart
-URGENT_NICENESS = -10  # for this thread, where the machine allows it
 
 
 class Lateness:
@@ -198,10 +195,3 @@ def _most_ms(gate_ms: float) -> float:
     Beyond that, and on a machine that stalls for longer, an answer may come after the gate.
     """
     return max(gate_ms / 8, min(gate_ms / 2, gate_ms - INSPECT_MS))
-
-
-def hurry() -> None:
-    """On Linux a thread has a niceness of its own; below 0 needs a right that few have."""
-    if sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), URGENT_NICENESS)

@@ -23,6 +23,7 @@ from pipeline.sources.source import Exposure
 from pipeline.stream import open_stream
 from pipeline.swap import bundle_in_force
 from pipeline.telemetry import facts, reporting
+from pipeline.urgency import hurrying
 from pipeline.wire import FrameHead
 
 
@@ -49,10 +50,11 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
         stop = stack.enter_context(beating(ROLE, address, namespace, stop, intake.sight.note))
         facts.gauge("camera_connected", 0, camera=camera)  # until it has shown something
         try:
-            for exposure in source.frames(stop):
-                head = intake.take(exposure)
-                keep(_as_known(exposure, head))
-                intake.wait_for_room(stop)
+            with hurrying():
+                for exposure in source.frames(stop):
+                    head = intake.take(exposure)
+                    keep(_as_known(exposure, head))
+                    intake.wait_for_room(stop)
         finally:
             facts.gauge("camera_connected", 0, camera=camera)
             intake.finish(stop)

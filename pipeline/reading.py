@@ -27,6 +27,7 @@ from pipeline.seats import Seat
 from pipeline.shared import LostImage
 from pipeline.stream import Delivery, Stream
 from pipeline.telemetry import facts
+from pipeline.urgency import hurry
 from pipeline.wire import Fetch, FrameEntry, FrameHead, entry_from, undecided
 
 ROLE = "inspect"
@@ -214,6 +215,7 @@ class FrameReader:
     # -- the thread ----------------------------------------------------------------------------
 
     def _read_on(self, closing: threading.Event) -> None:
+        hurry()
         back_off_s = 0.05
         while not closing.is_set():
             try:

@@ -25,6 +25,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from engines.contracts import BadConfig, StreamLost
+from pipeline.urgency import hurry
 
 SOCKET_PATH_LIMIT = 107  # bytes in sockaddr_un.sun_path, less its closing zero
 START_TIMEOUT_S = 10.0
@@ -57,6 +58,7 @@ def embedded_server(
         program = binary or _wheel_binary()
         access = {"aclfile": str(users)} if users else {}
         server = _launch(folder, socket, maxmemory, appendonly, program, **access)
+        hurry(server.pid)
         pid_file = folder / "redis.pid"
         try:
             pid_file.write_text(f"{server.pid}\n")

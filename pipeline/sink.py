@@ -26,6 +26,7 @@ from pipeline.pulse import BEAT_S, Pulse, name_of_process
 from pipeline.soundings import Soundings, tell_verdict
 from pipeline.stream import Stream, VerdictDelivery, ledger_field, open_stream
 from pipeline.telemetry import reporting
+from pipeline.urgency import hurrying
 
 ROLE = "sink"
 READ_MAX = 32  # verdicts per camera and read
@@ -62,7 +63,7 @@ def run_sink(settings: LineSettings, stop: threading.Event) -> None:
         inbox = Inbox(stream, settings.camera_names, group, acted, stop, gates_ms=gates_ms)
         told = Told(stream, settings, gates_ms, signalled)
         signs = Signs(gate, pulse, told, name_of_process())
-        with open_outputs(settings) as outputs:
+        with open_outputs(settings) as outputs, hurrying():  # their threads would inherit it
             distribute(inbox, signs, outputs)
         inbox.settle()
 

@@ -17,6 +17,7 @@ from pipeline.lanes import Lane, outlasting_loss
 from pipeline.reading import FrameReader, Held
 from pipeline.stream import Stream
 from pipeline.telemetry import facts
+from pipeline.urgency import hurry
 
 LOOK_S = 0.05
 TOGETHER = 8  # answers in one round trip, at most
@@ -87,6 +88,7 @@ class VerdictWriter:
             self._plenty.set()
 
     def _write_on(self, closing: threading.Event) -> None:
+        hurry()
         while not (closing.is_set() and self._found.empty()):
             try:
                 first = self._found.get(timeout=LOOK_S)

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from engines.contracts import StreamLost
-from pipeline.gate import hurry
 from pipeline.lanes import Lane
 from pipeline.stream import open_stream
+from pipeline.urgency import hurry
 from pipeline.watch import BEGINNING
 
 if TYPE_CHECKING:
