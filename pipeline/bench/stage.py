@@ -35,7 +35,7 @@ ROLES = ("ingest", WORKER, "sink", SERVER)
 PARTS, DRAWN, SEED, JITTER = ("board", "disc", "fabric"), 48, 5, 0.1
 DEFECT_RATE = 0.1
 FAR_MS = 60_000  # a gate so far off that nothing is cut short: parts may wait as long as they do
-LOOK_S, SEARCH_S = 0.1, 1.0  # between looks, and between searches for processes that have begun
+LOOK_S, SEARCH_S = 0.25, 1.0  # between looks, which cost the line time, and searches for processes
 LATE = {Reason.DEADLINE, Reason.OVERRUN}  # what load does to a line
 
 
