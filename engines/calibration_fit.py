@@ -55,7 +55,9 @@ class Wanted:
 
 
 def fit_entry(walks: Mapping[int, Walked], taken: Sequence[int], wanted: Wanted) -> Entry:
-    """The lowest threshold that keeps the promise on held-out good images, and exits below it.
+    """The lowest threshold that keeps the promise on held-out good images with exits below it.
+
+    Where no exits keep it, at that of full depth there are none.
 
     ``walks``: scores of the same rows along each plan; ``taken``: the plan that each of them
     takes where the graph chooses. Raises BadData where the good frames are too few.
@@ -67,10 +69,8 @@ def fit_entry(walks: Mapping[int, Walked], taken: Sequence[int], wanted: Wanted)
     for exceeding in range(good.allowed, math.ceil(SPENT_MAX * good.allowed) - 1, -1):
         entry = good.entry(exceeding)
         fitted = _exits(good.seen, entry.threshold, wanted.max_changed, wanted.confidence)
-        if not fitted:
-            break
-        failing = good.failing(entry.threshold, fitted)
-        if failing <= good.allowed:
+        failing = good.failing(entry, fitted)
+        if fitted and failing <= good.allowed:
             return entry.model_copy(
                 update={
                     "evidence": entry.evidence.model_copy(update={"exceeding": failing}),
@@ -142,14 +142,19 @@ class Good:
         surprise = np.stack([*columns, self._tails[plan].surprise_of(walk.final)], axis=1)
         return Walks((*walk.cut_points, walk.steps), surprise, walk.is_good, walk.tiles)
 
-    def failing(self, threshold: float, fitted: Mapping[int, Fitted]) -> int:
-        """How many good frames fail where they may leave early."""
+    def failing(self, entry: Entry, fitted: Mapping[int, Fitted]) -> int:
+        """How many good frames fail at this threshold where they may leave early, as estimated.
+
+        Limits were learned from every other frame, none of which they can fail: what they fail of
+        the rest counts twice.
+        """
         fails = [
-            _fails(self.seen[plan], row, fitted.get(plan), threshold)
+            _fails(self.seen[plan], row, fitted.get(plan), entry.threshold)
             for row, plan in enumerate(self._taken)
             if self._is_good[row]
         ]
-        return int(_greatest(np.array(fails), self._tiles).sum())
+        early = int(_greatest(np.array(fails), self._tiles).sum()) - entry.evidence.exceeding
+        return entry.evidence.exceeding + 2 * max(0, early)
 
 
 def _greatest(values: NDArray[Any], tiles: int) -> NDArray[Any]:

@@ -112,9 +112,9 @@ class Inspector:
         return self._in_flight
 
     @property
-    def latest_ns(self) -> float:
-        """The deadline of the last part in line; inf where that has none, or there is no part."""
-        return self._scheduler.latest_ns
+    def due_ns(self) -> float:
+        """The deadline of the first part in line; inf where there is none."""
+        return self._scheduler.due_ns
 
     @property
     def patience_s(self) -> float:

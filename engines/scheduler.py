@@ -79,10 +79,10 @@ class Scheduler:
         return len(self._waiting) + len(self._running)
 
     @property
-    def latest_ns(self) -> float:
-        """The last deadline of the jobs at hand; inf where one has none, or there is no job."""
-        last = (jobs[-1] for jobs in (self._running, self._waiting) if jobs)
-        return max((job.deadline_ns or math.inf for job in last), default=math.inf)
+    def due_ns(self) -> float:
+        """The first deadline of the jobs at hand; inf where there is none."""
+        first = (jobs[0] for jobs in (self._running, self._waiting) if jobs)
+        return min((job.deadline_ns or math.inf for job in first), default=math.inf)
 
     # ---- what happened
 

@@ -38,6 +38,8 @@ from pipeline.sources.settings import (
     VideoSettings,
 )
 
+GATHERING_MS = (5.0, 100.0)  # of verdicts at the sink: each read wakes two processes
+GATE_SHARE = 1 / 40  # of the shortest way to a gate, which that may take
 EMBEDDED = "embedded"
 LIVE_GATE_MS = 500  # a reject gate half a second downstream
 UNHURRIED_GATE_MS = 600_000  # a folder or a recording has no gate; still nothing waits for ever
@@ -318,6 +320,16 @@ class LineSettings(BaseSettings):
                     "but redis.url names another; leave it out, or use a Redis on this host"
                 )
         return self
+
+    @property
+    def gathering_ms(self) -> float:
+        """How long a sink lets verdicts come together; by so much earlier they have to be there.
+
+        None where a gate is near: each verdict is then told as soon as it is there.
+        """
+        least_ms, most_ms = GATHERING_MS
+        fitting_ms = GATE_SHARE * min(camera.gate_ms for camera in self.cameras)
+        return min(fitting_ms, most_ms) if fitting_ms >= least_ms else 0.0
 
     @property
     def camera_names(self) -> tuple[str, ...]:

@@ -50,11 +50,11 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
         stop = stack.enter_context(beating(ROLE, address, namespace, stop, intake.sight.note))
         facts.gauge("camera_connected", 0, camera=camera)  # until it has shown something
         try:
-            with hurrying():
-                for exposure in source.frames(stop):
+            for exposure in source.frames(stop):
+                with hurrying():  # but not while it is read or drawn
                     head = intake.take(exposure)
-                    keep(_as_known(exposure, head))
-                    intake.wait_for_room(stop)
+                keep(_as_known(exposure, head))
+                intake.wait_for_room(stop)
         finally:
             facts.gauge("camera_connected", 0, camera=camera)
             intake.finish(stop)

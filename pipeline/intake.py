@@ -89,22 +89,29 @@ class Intake:
 
     def wait_for_room(self, stop: threading.Event) -> None:
         """Where frames can wait at their source: return when the next one would be admitted."""
-        began_s, self._free = time.monotonic(), 0
+        began_s, self._free, lacks_credits = time.monotonic(), 0, True
         while self._must_wait() and not stop.wait(self._rest_s):
+            lacks_credits &= not self._is_forsaken
             try:
                 self._connect()
                 self._settle()
             except StreamLost as error:
                 self._lose(error)
-        self._learn(time.monotonic() - began_s)
+        if lacks_credits:
+            self._learn(time.monotonic() - began_s)
+
+    @property
+    def _is_forsaken(self) -> bool:
+        """Whether it is a server or a sink that is waited for, and not credits."""
+        return bool(self._failures) or len(self._journal.owed) >= BEHIND_MAX
 
     @property
     def _rest_s(self) -> float:
         """Until the credits that are still missing should have come."""
-        missing = self._worth - self._free
-        if self._failures or missing <= 0:  # it is not credits that it waits for
+        if self._is_forsaken:
             return LOOK_S
         least_s, most_s = REST_S
+        missing = max(1, self._worth - self._free)
         return min(most_s, max(least_s, missing * self._credit_s))
 
     def _learn(self, waited_s: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -76,7 +77,8 @@ def loaded(
     ``clock``: nanoseconds of the server. ``rest`` is called after each rehearsed call with the
     nanoseconds it took. Raises BadBundle or BadConfig for what this line cannot run.
     """
-    chosen = settings.worker
+    margin_ms = settings.worker.margin_ms + math.ceil(settings.gathering_ms)
+    chosen = settings.worker.model_copy(update={"margin_ms": margin_ms})
     count, cache = engines_of(chosen, bundle), settings.run_dir / "engines"
     with backend_of(chosen, bundle, engines=count, cache=cache) as backend:
         calibration = calibrated(bundle)

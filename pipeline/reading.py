@@ -23,7 +23,7 @@ from pipeline.config import WorkerSettings
 from pipeline.judging import Judge
 from pipeline.lanes import Lane
 from pipeline.pulse import Pulse
-from pipeline.seats import Seat
+from pipeline.seats import IDLE, Seat
 from pipeline.shared import LostImage
 from pipeline.stream import Delivery, Stream
 from pipeline.telemetry import facts
@@ -135,25 +135,23 @@ class FrameReader:
         free_slots: int,
         patience_s: float,
         number: int = 0,
-        latest_ns: float = -math.inf,
+        due_ns: float = IDLE,
     ) -> list[Part]:
         """At most ``free_slots`` parts; a loop with patience waits a moment for the first one.
 
-        ``number`` of the loop at this seat; with several, each takes its share. ``latest_ns``: the
-        deadline of the last part in line at a loop without patience.
+        ``number`` of the loop at this seat; with several, each takes its share. ``due_ns``: the
+        deadline of the first part in line at a loop without patience.
         """
         self._lane.check()
-        ready, loop = seat.ready, seat.loops[number]
+        loop = seat.loops[number]
         with self._changed:
-            loop.free = free_slots
-            loop.latest_ns = -math.inf if patience_s > 0 else latest_ns
+            loop.free, loop.due_ns = free_slots, IDLE if patience_s > 0 else due_ns
             if self._seat is seat:
                 self._make_room(seat.room)
-            if patience_s > 0 and not ready:
+            taken = seat.take(number)
+            if patience_s > 0 and not taken:
                 self._changed.wait(min(IDLE_S, patience_s))
-            count = seat.share_of(number)
-            taken, ready[:count] = ready[:count], []
-            loop.free -= count
+                taken = seat.take(number)
             return taken
 
     def _make_room(self, room: int) -> None:
@@ -318,7 +316,7 @@ class FrameReader:
                 unfit = error
             else:
                 self._held[entry.frame_id] = Held(delivery, entry, now_ns, seat, seat.judge)
-                seat.add(part)
+                seat.ready.append(part)
                 self._room -= 1
                 self._changed.notify_all()
                 return

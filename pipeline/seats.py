@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 
 from engines.bundle import Bundle
@@ -19,13 +18,15 @@ from engines.inspector import Part
 from pipeline.judging import Judge
 from pipeline.wire import FrameEntry
 
+IDLE = math.inf  # the ``due_ns`` of a loop that can do nothing before a part comes
+
 
 @dataclass(slots=True, eq=False)
 class Loop:
     """One inspection loop, as the reader sees it."""
 
     free: int = 0  # parts that it could take when it was last there
-    latest_ns: float = -math.inf  # deadline of the last part in line at it; -inf: it waits for some
+    due_ns: float = IDLE  # deadline of the first part in line at it, where it is at work
     beat_s: float = field(default_factory=time.monotonic)  # when it last made a turn; inf: at rest
 
 
@@ -37,43 +38,42 @@ class Seat:
     judge: Judge
     plan: int  # of parts that ask for none
     loops: tuple[Loop, ...] = field(default_factory=lambda: (Loop(),))
-    ready: list[Part] = field(default_factory=list)  # by deadline
+    ready: list[Part] = field(default_factory=list)  # as they came
 
     @property
     def room(self) -> int:
         """How many more parts may be read for it."""
         return sum(loop.free for loop in self.loops) - len(self.ready)
 
-    def add(self, part: Part) -> None:
-        """One more is ready."""
-        insort(self.ready, part, key=_due_ns)
-
-    def share_of(self, number: int) -> int:
-        """How many of the ready parts a loop takes now, the first of them.
+    def take(self, number: int) -> list[Part]:
+        """The ready parts that a loop takes now.
 
         A part that waits in one engine's line waits for all before it, although another engine may
         be done sooner. So where there are several, a loop that is at work takes only what it would
-        turn to at once, and what is more than one part for each; the rest is for whoever has time
-        first. What is taken goes to whoever has most room: parts that come together, as those of
-        cameras in phase, do not all go to one engine.
+        turn to at once; the rest is for whoever has time first, as long as there are no more than
+        loops. Each part goes to whoever has most room of those that may take it: what comes
+        together, as from cameras in phase, does not all go to one engine.
         """
-        loop, several = self.loops[number], len(self.loops) > 1
-        at_once = 1 if loop.latest_ns == -math.inf else self._due_before(loop.latest_ns)
-        beyond = len(self.ready) - len(self.loops) if several else len(self.ready)
-        return min(self._by_room(number), max(at_once, beyond))
-
-    def _due_before(self, latest_ns: float) -> int:
-        return bisect_left(self.ready, latest_ns, key=_due_ns)
-
-    def _by_room(self, number: int) -> int:
-        """How many go to a loop where each goes to whoever has most room."""
-        free, mine = [loop.free for loop in self.loops], 0
-        for _ in self.ready:
-            most = max(range(len(free)), key=lambda at: (free[at], at == number))
-            if free[most] < 1:
-                break
-            free[most] -= 1
-            mine += most == number
+        loops = self.loops
+        mine: list[Part] = []
+        left: list[Part] = []
+        room = [loop.free for loop in loops]
+        first_ns = [loop.due_ns for loop in loops]
+        beyond = len(self.ready) - (len(loops) if len(loops) > 1 else 0)
+        for place, part in enumerate(self.ready):
+            due_ns = part.deadline_ns or math.inf
+            takers = [
+                at
+                for at in range(len(loops))
+                if room[at] and (place < beyond or first_ns[at] == IDLE or due_ns < first_ns[at])
+            ]
+            chosen = max(takers, key=lambda at: (room[at], at == number), default=None)
+            if chosen is not None:
+                room[chosen] -= 1
+                first_ns[chosen] = min(due_ns, first_ns[chosen])
+            (mine if chosen == number else left).append(part)
+        self.ready[:] = left
+        loops[number].free, loops[number].due_ns = room[number], first_ns[number]
         return mine
 
     @property
@@ -99,7 +99,3 @@ class Seat:
             deadline_ns=entry.deadline_ns,
             camera=entry.camera,
         )
-
-
-def _due_ns(part: Part) -> float:
-    return part.deadline_ns or math.inf

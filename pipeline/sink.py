@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
@@ -31,8 +31,6 @@ from pipeline.urgency import hurrying
 ROLE = "sink"
 READ_MAX = 32  # verdicts per camera and read
 BLOCK_MIN_MS = 10
-GATHER_S = (0.005, 0.1)  # how long verdicts that flow are let come: each read wakes two processes
-GATE_SHARE = 1 / 40  # of the time to the nearest gate, which they may take
 ACKNOWLEDGE_S = 0.25  # each round trip wakes two processes; what is acted on may wait for others
 TRIM_S = 1.0
 KEPT = 256  # verdicts left in the stream for those who look on
@@ -48,7 +46,8 @@ def run_sink(settings: LineSettings, stop: threading.Event) -> None:
     return_large_blocks()
     url, namespace = settings.redis.address(ROLE), settings.redis.namespace
     gates_ms = {camera.name: camera.gate_ms for camera in settings.cameras}
-    keeping = (settings.camera_names, settings.sinks.margin_ms, gates_ms)
+    gathering_ms = settings.gathering_ms
+    keeping = (settings.camera_names, settings.sinks.margin_ms + gathering_ms, gates_ms)
     with (
         alone(settings.run_dir / "sink.lock", TWICE.format(line=settings.line)),
         reporting(ROLE, settings),
@@ -60,7 +59,15 @@ def run_sink(settings: LineSettings, stop: threading.Event) -> None:
         _soundings(stream, pulse, settings),
     ):
         group = f"{ROLE}:{settings.line}"
-        inbox = Inbox(stream, settings.camera_names, group, acted, stop, gates_ms=gates_ms)
+        inbox = Inbox(
+            stream,
+            settings.camera_names,
+            group,
+            acted,
+            stop,
+            gates_ms=gates_ms,
+            gather_s=gathering_ms / 1e3,
+        )
         told = Told(stream, settings, gates_ms, signalled)
         signs = Signs(gate, pulse, told, name_of_process())
         with open_outputs(settings) as outputs, hurrying():  # their threads would inherit it
@@ -126,6 +133,7 @@ class Inbox:
         stop: threading.Event,
         *,
         gates_ms: Mapping[str, float] | None = None,
+        gather_s: float = 0.0,
     ) -> None:
         self._stream = stream
         self._cameras = cameras
@@ -133,7 +141,7 @@ class Inbox:
         self._acted = acted
         self._stop = stop
         self._gates_ms = gates_ms or {}
-        self._gather_s = _gathering(self._gates_ms)
+        self._gather_s = gather_s  # verdicts that flow are let come so long
         self._flows = False  # whether the last read found verdicts
         self._patiently = outlasting_loss(ROLE, stop)
         self._owed: dict[str, Owed] = {}  # by frame_id
@@ -151,10 +159,13 @@ class Inbox:
     def read(self, block_ms: int) -> list[VerdictDelivery]:
         """The next verdicts that nobody has acted on; waits so long for the first."""
         if self._flows and not self.is_behind:
-            self._stop.wait(min(self._gather_s, block_ms / 1e3))
+            gather_s = min(self._gather_s, block_ms / 1e3)
+            self._stop.wait(gather_s)
+            block_ms = max(BLOCK_MIN_MS, block_ms - int(1000 * gather_s))
         found = self._patiently(self._take, block_ms)
         self._read_some = self._flows = bool(found)
-        self.is_behind = len(found) >= READ_MAX
+        of_cameras = Counter(delivery.camera for delivery in found)
+        self.is_behind = max(of_cameras.values(), default=0) >= READ_MAX
         with self._lock:
             return [delivery for delivery in found if self._is_new(delivery)]
 
@@ -209,13 +220,6 @@ class Inbox:
             self._done.append(delivery)
             return False
         return True
-
-
-def _gathering(gates_ms: Mapping[str, float]) -> float:
-    """Seconds that verdicts may wait for others, before their gates; 0 where one is near."""
-    least_s, most_s = GATHER_S
-    fitting_s = GATE_SHARE * min(gates_ms.values(), default=0) / 1e3
-    return min(fitting_s, most_s) if fitting_s >= least_s else 0.0
 
 
 def _soundings(

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 URGENT_NICENESS = -10
+ON_LINUX = sys.platform.startswith("linux")
 
 
 def hurry(thread: int = 0) -> None:
-    """Let a thread (the calling one; or a process with one thread) go before others, to its end.
+    """Let a thread (the calling one; of a process, its first) go before others, to its end.
 
     On Linux a thread has a niceness of its own, which those that it starts inherit. One below 0
     needs a right that few have; where it is lacking nothing changes.
@@ -30,7 +31,7 @@ def hurry(thread: int = 0) -> None:
 def hurrying() -> Iterator[None]:
     """Let the calling thread go before others for a while."""
     thread = threading.get_native_id()
-    before = os.getpriority(os.PRIO_PROCESS, thread)
+    before = os.getpriority(os.PRIO_PROCESS, thread) if ON_LINUX else 0
     _become(thread, URGENT_NICENESS)
     try:
         yield
@@ -39,6 +40,6 @@ def hurrying() -> Iterator[None]:
 
 
 def _become(thread: int, niceness: int) -> None:
-    if sys.platform.startswith("linux"):
+    if ON_LINUX:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, thread, niceness)

@@ -50,7 +50,7 @@ class VerdictWriter:
         self._frames = frames
         self._consumer = consumer
         self._found: queue.Queue[Found] = queue.Queue(2 * slots)
-        self._plenty = threading.Event()  # as many are found as share a round trip
+        self._hurried = threading.Event()  # as many are found as share a round trip, or one is due
         self._judged: list[Judged] = []
         self._give_up = threading.Event()
         self._patiently = outlasting_loss("inspect", self._give_up)  # one: each leaves cycles
@@ -84,8 +84,8 @@ class VerdictWriter:
                 break
             except queue.Full:
                 continue
-        if self._found.qsize() >= TOGETHER - 1:
-            self._plenty.set()
+        if self._found.qsize() >= TOGETHER - 1 or not self._fitting_s(found):
+            self._hurried.set()
 
     def _write_on(self, closing: threading.Event) -> None:
         hurry()
@@ -94,8 +94,8 @@ class VerdictWriter:
                 first = self._found.get(timeout=LOOK_S)
             except queue.Empty:
                 continue
-            self._plenty.wait(self._patience_s(first, closing))
-            self._plenty.clear()
+            self._hurried.wait(self._patience_s(first, closing))
+            self._hurried.clear()
             self._answer([first, *self._waiting(TOGETHER - 1)])
 
     def _waiting(self, most: int) -> Iterator[Found]:
@@ -120,13 +120,17 @@ class VerdictWriter:
         those of a few turns, unless a gate is near. To weigh them together, and to wake once for
         them, costs half.
         """
-        least_s, most_s = GATHER_S
-        deadline_ns = self._frames.held(first.finding.frame_id).entry.deadline_ns
-        fitting_s = (deadline_ns - self._stream.estimated_now_ns()) / 1e9 / HURRY
         is_plenty = self._found.qsize() >= TOGETHER - 1
-        if is_plenty or not self._frames.is_busy or closing.is_set() or fitting_s < least_s:
+        if is_plenty or not self._frames.is_busy or closing.is_set():
             return 0.0
-        return max(0.0, min(fitting_s, most_s) - (time.perf_counter() - first.began_s))
+        return max(0.0, self._fitting_s(first) - (time.perf_counter() - first.began_s))
+
+    def _fitting_s(self, found: Found) -> float:
+        """How long a finding may wait for others by its own gate; 0 where that is near."""
+        least_s, most_s = GATHER_S
+        deadline_ns = self._frames.held(found.finding.frame_id).entry.deadline_ns
+        fitting_s = (deadline_ns - self._stream.estimated_now_ns()) / 1e9 / HURRY
+        return min(fitting_s, most_s) if fitting_s >= least_s else 0.0
 
     def _weigh(self, found: Found) -> Judged:
         held = self._frames.held(found.finding.frame_id)

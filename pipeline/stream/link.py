@@ -177,7 +177,7 @@ class Link:
             told = self._ask("INFO", "server")  # redis-py would read every line of it
         found = re.search(rb"^run_id:(\w+)", told, re.MULTILINE)
         if found is None:
-            raise StreamLost(f"{self.address} does not say which run of a server it is.")
+            raise BadConfig(f"{self.address} is no Redis: it does not say which run of it this is.")
         return found[1].decode()
 
     def memory(self) -> Memory:
@@ -250,10 +250,9 @@ class Link:
                 ask, lambda _: connection.disconnect()
             )
         except BaseException:
-            connection.disconnect()  # a reply may be on its way still
+            spare.drop(connection)  # a reply may be on its way still
             raise
-        finally:
-            spare.give(connection)
+        spare.give(connection)
         return replies
 
     def _ask(self, *words: Word, blocks: bool = False) -> Any:  # noqa: ANN401 - each command has its own reply

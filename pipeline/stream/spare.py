@@ -24,13 +24,19 @@ class Spare:
             connection = self._idle.pop()
         except IndexError:
             return self._pool.get_connection()
-        if _is_stale(connection):
-            connection.disconnect()  # the next command connects it anew
-        return connection
+        if not _is_stale(connection):
+            return connection
+        self.drop(connection)
+        return self._pool.get_connection()
 
     def give(self, connection: Any) -> None:  # noqa: ANN401 - as above
         """It is free for the next exchange; nothing may be on its way to it."""
         self._idle.append(connection)
+
+    def drop(self, connection: Any) -> None:  # noqa: ANN401 - as above
+        """It is not to be trusted; the pool may connect it anew."""
+        connection.disconnect()
+        self._pool.release(connection)
 
 
 def _is_stale(connection: Any) -> bool:  # noqa: ANN401 - as above

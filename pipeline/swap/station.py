@@ -138,8 +138,8 @@ def inspect(
         if number == 0 and loaded.follow():
             _tell_thresholds(seat.judge)
         free_slots = 0 if failed.is_set() else inspector.free_slots
-        patience_s, latest_ns = inspector.patience_s, inspector.latest_ns
-        inspector.admit(frames.take(seat, free_slots, patience_s, number, latest_ns))
+        patience_s, due_ns = inspector.patience_s, inspector.due_ns
+        inspector.admit(frames.take(seat, free_slots, patience_s, number, due_ns))
         for finding in inspector.step(expects_more=expects_more()):
             verdicts.put(finding)
         frames.beat(seat, number)

@@ -145,6 +145,17 @@ def test_the_limit_is_the_inverse_of_surprise(good: list[float], surprise: float
     assert tail.surprise(tail.score_at(surprise)) == pytest.approx(surprise, rel=1e-3)
 
 
+@some
+@given(goods, finite, st.integers(0, 40))
+def test_the_surprise_of_one_score_is_that_of_many(good: list[float], far: float, at: int) -> None:
+    """Between the knots, on them, and far from all of them."""
+    tail = Tail.fit(good)
+    near = tail.scores[at % len(tail.scores)]
+    values = np.array([near, near + tail.scale, near - tail.scale, far])
+    many = tail.surprise_of(values).tolist()
+    assert [tail.surprise(value) for value in values.tolist()] == pytest.approx(many, rel=1e-12)
+
+
 def test_surprise_is_minus_log_probability_among_good_parts() -> None:
     """Of 999 good scores, one in ten has surprise above 1, and the tail continues past them."""
     good = np.random.default_rng(0).exponential(size=999)

@@ -147,6 +147,20 @@ def test_frames_wait_only_where_no_belt_moves(
     assert (chosen.overrun, chosen.gate_ms) == (overrun, gate_ms)
 
 
+@pytest.mark.parametrize(
+    ("gates_ms", "gathering_ms"),
+    [((100,), 0.0), ((60_000, 100), 0.0), ((400,), 10.0), ((60_000,), 100.0)],
+)
+def test_verdicts_gather_where_every_gate_is_far(
+    gates_ms: tuple[int, ...], gathering_ms: float
+) -> None:
+    """A fortieth of the shortest way, at most a tenth of a second; nothing near a gate."""
+    source = {"kind": "simulator"}
+    cameras = [{"name": f"c{ms}", "source": source, "gate_ms": ms} for ms in gates_ms]
+    settings = LineSettings(line="l", bundle="b", cameras=cameras)  # type: ignore[arg-type]
+    assert settings.gathering_ms == pytest.approx(gathering_ms)
+
+
 def test_an_unknown_camera_is_named_with_those_there_are(tmp_path: Path) -> None:
     """The sentence lists the cameras of the line."""
     with pytest.raises(BadConfig, match="no camera right; it has left"):

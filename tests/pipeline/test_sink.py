@@ -143,24 +143,19 @@ def test_a_frame_answered_twice_is_acted_on_once(tmp_path: Path) -> None:
     assert [known["frame_id"] for known in signal["recent"]] == ["left/1-1", "left/1-2"]
 
 
-@pytest.mark.parametrize(("gate_ms", "waits"), [(60_000.0, True), (100.0, False)])
-def test_verdicts_that_flow_are_read_together_where_no_gate_is_near(
-    gate_ms: float,
-    waits: bool,
-    tmp_path: Path,
-    stream: Stream,
-    monkeypatch: pytest.MonkeyPatch,
+def test_verdicts_that_flow_are_read_together(
+    tmp_path: Path, stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a read that found some the next one waits a moment; near a gate it does not."""
+    """After a read that found some the next one waits a moment, and no beat is late for it."""
     pauses_s: list[float] = []
     stop = threading.Event()
     monkeypatch.setattr(stop, "wait", pauses_s.append)
     with Acted(tmp_path / "acted") as acted:
-        inbox = Inbox(stream, ["left"], "sink", acted, stop, gates_ms={"left": gate_ms})
+        inbox = Inbox(stream, ["left"], "sink", acted, stop, gather_s=0.1)
         for number in (1, 2):
             stream.refuse(undecided(number))
             assert len(inbox.read(50)) == 1
-    assert [pause_s for pause_s in pauses_s if pause_s] == ([0.05] if waits else [])
+    assert pauses_s == [0.05]
 
 
 def test_the_sink_keeps_the_gate(

@@ -18,7 +18,7 @@ from redis.retry import Retry
 
 from engines.contracts import BadConfig, Decision, ExitCode, StreamLost, Verdict
 from pipeline.server import embedded_server
-from pipeline.stream import Ledger, Stream, open_stream
+from pipeline.stream import Ledger, Stream, link, open_stream
 from pipeline.stream.link import Packer
 from pipeline.wire import FrameEntry
 from tests.pipeline.relaying import Relay
@@ -154,6 +154,38 @@ def test_a_restart_is_seen_and_survived(tmp_path: Path) -> None:
             assert stream.read(["cam"], "w1", 4, 0) == []
             assert stream.admit(an_entry(1))
             assert stream.read_verdicts(["cam"], "sink", "c", 4, 0) == []
+
+
+def test_a_connection_that_was_cut_is_made_anew(tmp_path: Path) -> None:
+    """Whoever is handed one that the server has closed meanwhile notices nothing, reading too."""
+    with (
+        embedded_server(tmp_path) as url,
+        open_stream(url) as stream,
+        Redis.from_url(url) as admin,
+    ):
+        assert stream.admit(an_entry(1))
+        assert len(stream.read(["cam"], "worker", 4, 0)) == 1
+        admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        assert stream.read(["cam"], "worker", 4, 0) == []
+        assert stream.credits("cam", 4) == 3
+
+
+def test_a_reply_that_nobody_waited_for_is_never_another_s(
+    redis_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exchange that was broken off leaves a reply on its way; its connection is not used on."""
+    with open_stream(redis_url, namespace) as stream:
+        assert stream.admit(an_entry(1))
+        with monkeypatch.context() as broken:
+            broken.setattr(link, "_reply", _broken_off)
+            with pytest.raises(KeyboardInterrupt):
+                stream.credits("cam", 40)
+        assert stream.backlog("cam") == 1
+        assert stream.credits("cam", 4) == 3
+
+
+def _broken_off(_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def stop_server(folder: Path) -> None:

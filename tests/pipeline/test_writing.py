@@ -181,6 +181,27 @@ def test_answers_of_a_busy_worker_wait_for_others(  # noqa: PLR0917 - fixtures
     assert len({verdict.decided_ns for verdicts in sent for verdict in verdicts}) == len(batches)
 
 
+def test_an_answer_near_its_gate_waits_for_none_before_it(
+    bundle: Bundle, redis_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that comes while another gathers company, with less time left, takes it along at once."""
+    monkeypatch.setattr(writing, "GATHER_S", (1.0, 60.0))
+    monkeypatch.setattr("tests.pipeline.test_writing.GATE_NS", 600_000_000_000)
+    with desk(redis_url, namespace, bundle) as here:
+        sent = round_trips(here.stream, monkeypatch)
+        admit(here.stream, SLOTS - 1)
+        monkeypatch.setattr("tests.pipeline.test_writing.GATE_NS", 5_000_000_000)
+        here.stream.admit(an_entry(here.stream, SLOTS))
+        far, *_, near = here.take(SLOTS)
+        with here.writer:
+            here.writer.put(found(far))
+            time.sleep(0.1)
+            assert not sent
+            here.writer.put(found(near))
+            wait_for(lambda: sum(map(len, sent)) == 2)
+    assert [len(verdicts) for verdicts in sent] == [2]
+
+
 def test_a_busy_worker_reads_frames_together(
     bundle: Bundle, redis_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
