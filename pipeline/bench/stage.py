@@ -7,6 +7,7 @@ reach it. Who spends how much processor time is read from outside, by role.
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import threading
 import time
@@ -208,10 +209,11 @@ class Roles:
 
 def _engine_s(process: psutil.Process) -> float:
     """Processor seconds of a worker's inspecting thread and of those that bear its name."""
-    tasks = Path(f"/proc/{process.pid}/task")
-    spent_s = 0.0
-    for thread in process.threads():
+    ticks = 0
+    for thread in Path(f"/proc/{process.pid}/task").iterdir():
         with contextlib.suppress(OSError):  # it has just ended
-            if (tasks / str(thread.id) / "comm").read_text().strip() == WORKER:
-                spent_s += thread.user_time + thread.system_time
-    return spent_s
+            name, _, fields = (thread / "stat").read_text().rpartition(") ")  # see proc(5)
+            if name.partition("(")[2] == WORKER:
+                user, system = fields.split()[11:13]
+                ticks += int(user) + int(system)
+    return ticks / os.sysconf("SC_CLK_TCK")
