@@ -77,6 +77,7 @@ class VerdictWriter:
     def put(self, finding: Finding) -> None:
         """Have a finding answered; waits where the server is slower than the engine."""
         found = Found(finding, self._stream.estimated_now_ns(), time.perf_counter())
+        is_urgent = not self._fitting_s(found)  # asked now: once it is put it may be gone
         while True:
             self._lane.check()
             try:
@@ -84,7 +85,7 @@ class VerdictWriter:
                 break
             except queue.Full:
                 continue
-        if self._found.qsize() >= TOGETHER - 1 or not self._fitting_s(found):
+        if self._found.qsize() >= TOGETHER - 1 or is_urgent:
             self._hurried.set()
 
     def _write_on(self, closing: threading.Event) -> None:

@@ -202,6 +202,26 @@ def test_an_answer_near_its_gate_waits_for_none_before_it(
     assert [len(verdicts) for verdicts in sent] == [2]
 
 
+def test_a_finding_may_be_answered_before_whoever_put_it_goes_on(
+    bundle: Bundle, redis_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is asked of a part that has gone."""
+    with desk(redis_url, namespace, bundle) as here:
+        sent = round_trips(here.stream, monkeypatch)
+        admit(here.stream, 1)
+        [part] = here.take(1)
+        hand_over = here.writer._found.put
+
+        def put(*given: Any, **named: Any) -> None:  # noqa: ANN401 - those of a queue
+            hand_over(*given, **named)
+            wait_for(lambda: bool(sent) and here.frames.is_idle)
+
+        monkeypatch.setattr(here.writer._found, "put", put)
+        with here.writer:
+            here.writer.put(found(part))
+    assert [len(verdicts) for verdicts in sent] == [1]
+
+
 def test_a_busy_worker_reads_frames_together(
     bundle: Bundle, redis_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
