@@ -134,7 +134,7 @@ def _launch(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **HEAP},
+            env={**HEAP, **os.environ},
             start_new_session=True,  # Ctrl-C stops the line first; the server outlives its drain
             preexec_fn=_die_with_parent(),  # noqa: PLW1509 - one call, loaded before the fork
         )

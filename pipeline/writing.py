@@ -32,6 +32,7 @@ class Found(NamedTuple):
     finding: Finding
     found_ns: int  # server clock
     began_s: float
+    deadline_ns: int  # of its part, which may be answered and gone once this is put
 
 
 class Judged(NamedTuple):
@@ -76,8 +77,9 @@ class VerdictWriter:
 
     def put(self, finding: Finding) -> None:
         """Have a finding answered; waits where the server is slower than the engine."""
-        found = Found(finding, self._stream.estimated_now_ns(), time.perf_counter())
-        is_urgent = not self._fitting_s(found)  # asked now: once it is put it may be gone
+        deadline_ns = self._frames.held(finding.frame_id).entry.deadline_ns
+        found_ns = self._stream.estimated_now_ns()
+        found = Found(finding, found_ns, time.perf_counter(), deadline_ns)
         while True:
             self._lane.check()
             try:
@@ -85,7 +87,7 @@ class VerdictWriter:
                 break
             except queue.Full:
                 continue
-        if self._found.qsize() >= TOGETHER - 1 or is_urgent:
+        if self._found.qsize() >= TOGETHER - 1 or not self._fitting_s(found):
             self._hurried.set()
 
     def _write_on(self, closing: threading.Event) -> None:
@@ -129,8 +131,7 @@ class VerdictWriter:
     def _fitting_s(self, found: Found) -> float:
         """How long a finding may wait for others by its own gate; 0 where that is near."""
         least_s, most_s = GATHER_S
-        deadline_ns = self._frames.held(found.finding.frame_id).entry.deadline_ns
-        fitting_s = (deadline_ns - self._stream.estimated_now_ns()) / 1e9 / HURRY
+        fitting_s = (found.deadline_ns - self._stream.estimated_now_ns()) / 1e9 / HURRY
         return min(fitting_s, most_s) if fitting_s >= least_s else 0.0
 
     def _weigh(self, found: Found) -> Judged:

@@ -33,6 +33,9 @@ def deadlines(parts: list[Part]) -> list[int]:
         ([3], 5, [3]),
         ([16, 16], 1, [1, 0]),
         ([16, 16], 2, [1, 1]),
+        ([16, 16], 4, [1, 1]),
+        ([16, 10], 4, [2, 1]),
+        ([16, 15], 4, [2, 1]),
         ([16, 16], 8, [3, 3]),
         ([16, 10], 8, [6, 1]),
         ([0, 2], 4, [0, 2]),
@@ -64,6 +67,20 @@ def test_nobody_takes_too_much_and_nothing_is_lost(
         taken += mine
     assert sorted(taken + deadlines(made.ready)) == sorted(due_ns)
     assert taken or not (due_ns and any(is_idle))
+
+
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=4), st.integers(0, 40))
+def test_all_that_fits_is_taken(free: list[int], ready: int) -> None:
+    """By loops that come back idle, in as many rounds as it takes, each of which brings some."""
+    made = seat(free, *range(1, ready + 1))
+    while made.ready and any(loop.free for loop in made.loops):
+        left = len(made.ready)
+        for number, loop in enumerate(made.loops):
+            loop.due_ns, room = IDLE, loop.free
+            taken = made.take(number)
+            assert len(taken) == room - loop.free <= room
+        assert len(made.ready) < left
+    assert made.room == sum(free) - ready
 
 
 def test_a_loop_at_work_leaves_parts_to_whoever_has_time_first() -> None:
