@@ -61,6 +61,7 @@ class RedisSettings(Settings):
     password: SecretStr | None = None
     password_file: Path | None = None  # holds the password instead
     access: Path | None = None  # folder of `doctor --setup`: a user of its own for each role
+    owned: bool = False  # the line has started it, so all roles are on its host; set by `run`
 
     @model_validator(mode="before")
     @classmethod
@@ -135,7 +136,8 @@ class CameraSettings(Settings):
     lot: str = ""
     crop: tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt] | None = None  # x y w h
     credits: PositiveInt = 32  # frames of this camera admitted and unanswered, at most
-    transport: Literal["inline", "shared"] = "inline"  # of model inputs; shared = memory of a host
+    # of model inputs; shared = by memory of the host, auto = so where the line has its own server
+    transport: Literal["auto", "inline", "shared"] = "auto"
     codec: Literal["none", "lz4"] = "none"  # of model inputs in the stream; for links, not sockets
     originals_bytes: NonNegativeInt = 0  # memory for full exposures, of which rejects are archived
     overrun: Literal["reject", "wait"] = Field(
@@ -339,7 +341,17 @@ class LineSettings(BaseSettings):
     @property
     def shared_cameras(self) -> tuple[str, ...]:
         """Names of the cameras whose model inputs travel by shared memory."""
-        return tuple(camera.name for camera in self.cameras if camera.transport == "shared")
+        return tuple(camera.name for camera in self.cameras if self.shares_memory(camera))
+
+    def shares_memory(self, camera: CameraSettings) -> bool:
+        """Whether a camera's model inputs travel by shared memory, where there is room for them.
+
+        By itself only beside a server of the line's own: there all roles are on one host, and in
+        one container where they are in any.
+        """
+        if camera.transport == "auto":
+            return (self.redis.embedded or self.redis.owned) and camera.codec == "none"
+        return camera.transport == "shared"
 
     def camera(self, name: str) -> CameraSettings:
         """One camera by its name; BadConfig where the line has none of that name."""

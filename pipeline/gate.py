@@ -28,7 +28,8 @@ from pipeline.wire import FrameHead, undecided
 
 LEAST_MS, PERIOD_MS = 1.0, 5.0  # between looks
 REST_MS = 250.0  # between looks while no open frame is near its gate
-REST_SHARE = 0.1  # of the shortest gate: no frame is admitted with so little time left
+NEAR_MS = 25.0  # what has less left is lost by any engine, so it need not be looked for earlier
+REST_SHARE = (0.1, 0.25)  # of the shortest gate, between looks: beyond that time, and up to it
 BACK_OFF_S = 0.2
 LATE_AT_FIRST_MS = 50.0  # what is assumed before anything has been measured
 LATE_MAX_MS = 1000.0  # a machine that sleeps longer than this is beyond what a margin can mend
@@ -108,7 +109,7 @@ class GateKeeper:
         self._cameras = tuple(cameras)
         self._margin_ms = margin_ms
         self._late_max_ms = {name: _most_ms(gate_ms) for name, gate_ms in (gates_ms or {}).items()}
-        self._rest_ms = min(REST_MS, REST_SHARE * min((gates_ms or {}).values(), default=0.0))
+        self._rest_ms = _rest_ms(min((gates_ms or {}).values(), default=0.0))
         self._first_ms = math.inf  # until the first open frame has to be answered
         self._gates_ms = dict(gates_ms or {})
         self._clock = SteadyClock(max(self._gates_ms.values(), default=0.0))
@@ -187,6 +188,20 @@ class GateKeeper:
         for camera in self._cameras:
             far_ms = self._gates_ms.get(camera, 0.0) + SLACK_MS + self._stream.clock_uncertainty_ms
             yield from self._stream.due_after(camera, now_ns + int(far_ms * 1e6))
+
+
+def least_left_ms(gate_ms: float) -> float:
+    """How long before its gate a part may be admitted at the latest, so that no look misses it."""
+    return _rest_ms(gate_ms) + 2 * PERIOD_MS
+
+
+def _rest_ms(gate_ms: float) -> float:
+    """How long the keeper may rest between looks while nothing open is near its gate.
+
+    Each look wakes two processes, whose memory the engine has swept out of the caches meanwhile.
+    """
+    beyond, upto = REST_SHARE
+    return min(REST_MS, max(beyond * gate_ms, min(NEAR_MS, upto * gate_ms)))
 
 
 def _most_ms(gate_ms: float) -> float:

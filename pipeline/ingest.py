@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engines.bundle import open_bundle
+from engines.contracts import BadConfig
 from pipeline.config import CameraSettings, LineSettings
 from pipeline.intake import LOOK_S, ROLE, Intake
 from pipeline.journal import Journal, journal_path
@@ -42,7 +43,7 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
         Journal(journal_path(settings.run_dir, camera)) as journal,
         open_source(chosen.source, camera) as source,
     ):
-        ring = stack.enter_context(_ring(settings.run_dir, chosen, size))
+        ring = stack.enter_context(_ring(settings, chosen, size))
         originals = stack.enter_context(_originals(settings.run_dir, chosen))
         intake = Intake(stream, journal, chosen, size, ring=ring, originals=originals)
         keep = stack.enter_context(_recording(settings.recording, chosen))
@@ -63,12 +64,20 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
 
 
 def _ring(
-    run_dir: Path, camera: CameraSettings, size: tuple[int, int]
+    settings: LineSettings, camera: CameraSettings, size: tuple[int, int]
 ) -> AbstractContextManager[FrameRing | None]:
-    """The ring of a camera that sends by shared memory; of any other what was left is removed."""
-    path = shared_path(run_dir, camera.name, FRAMES)
-    if camera.transport == "shared":
-        return FrameRing(path, camera.credits, size[0] * size[1] * 3)
+    """The ring of a camera that sends by shared memory; of any other what was left is removed.
+
+    A camera that is not told to share does not where that memory is not to be had.
+    """
+    path = shared_path(settings.run_dir, camera.name, FRAMES)
+    if settings.shares_memory(camera):
+        try:
+            return FrameRing(path, camera.credits, size[0] * size[1] * 3)
+        except BadConfig as error:
+            if camera.transport == "shared":
+                raise
+            facts.event("ring_refused", level="warning", camera=camera.name, sentence=str(error))
     remove(path)
     return nullcontext()
 

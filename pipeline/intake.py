@@ -2,8 +2,9 @@
 
 Every exposure gets an id and a place in the journal before anything can go wrong with it, and then
 either a place in the stream or an answer from here: ``bad_frame`` where no usable image came,
-``overrun`` where the camera has no credit left, ``transport_restart`` where the server was lost.
-Ids ascend and the server takes each once, so asking again after a doubt never counts a part twice.
+``deadline`` where it came too late, ``overrun`` where the camera has no credit left,
+``transport_restart`` where the server was lost. Ids ascend and the server takes each once, so
+asking again after a doubt never counts a part twice.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from engines.contracts import Reason, StreamFull, StreamLost
 from pipeline.config import CameraSettings
 from pipeline.framing import Framing
+from pipeline.gate import least_left_ms
 from pipeline.journal import Journal
 from pipeline.originals import Originals
 from pipeline.shared import FrameRing
@@ -156,6 +158,8 @@ class Intake:
     def _send(self, frame: FrameEntry | FrameHead, head: FrameHead) -> None:
         if isinstance(frame, FrameHead):
             self._refuse(head, Reason.BAD_FRAME)
+        elif self._comes_late(head):
+            self._refuse(head, Reason.DEADLINE)
         elif not self._has_credit():
             self._refuse(head, Reason.OVERRUN)
         elif self._ring is None:
@@ -165,6 +169,11 @@ class Intake:
         else:
             self._credits = 0  # more were counted than there are places: who is open is asked anew
             self._refuse(head, Reason.OVERRUN)
+
+    def _comes_late(self, head: FrameHead) -> bool:
+        """Whether too little is left for anybody to look at the part before its gate."""
+        left_ms = (head.deadline_ns - self._stream.estimated_now_ns()) / 1e6
+        return left_ms < least_left_ms(self._camera.gate_ms)
 
     def _admit(self, frame: FrameEntry, head: FrameHead, slot: bytes = b"") -> None:
         codec = self._camera.codec

@@ -158,7 +158,7 @@ def _environment(settings: LineSettings, server: Server) -> dict[str, str]:
     if settings.recording is not None:
         told["ASSAYLINE_RECORDING"] = str(settings.recording.absolute())
     if settings.redis.embedded:
-        told["ASSAYLINE_REDIS__URL"] = server.url
+        told |= {"ASSAYLINE_REDIS__URL": server.url, "ASSAYLINE_REDIS__OWNED": "true"}
     return told
 
 

@@ -177,8 +177,9 @@ def _archive(settings: LineSettings) -> list[Check]:
 
 
 def _memory(settings: LineSettings, image_bytes: int) -> list[Check]:
-    """Room for rings, which a camera cannot start without, and for originals, which it can."""
-    sharing = [camera for camera in settings.cameras if camera.transport == "shared"]
+    """Room for rings, which a camera that is told to share needs, and for originals."""
+    sharing = [camera for camera in settings.cameras if settings.shares_memory(camera)]
+    is_told = any(camera.transport == "shared" for camera in sharing)
     rings = sum(size_of(camera.credits, image_bytes) for camera in sharing)
     originals = sum(camera.originals_bytes for camera in settings.cameras)
     folder = memory_folder(settings.run_dir).absolute()
@@ -187,7 +188,8 @@ def _memory(settings: LineSettings, image_bytes: int) -> list[Check]:
     checks = []
     if rings:
         found, mend = _room(free, rings, there, "credits")
-        checks.append(required("memory for rings", free >= rings, found, mend))
+        say = required if is_told else advice
+        checks.append(say("memory for rings", free >= rings, found, mend))
     if originals:
         found, mend = _room(free, rings + originals, there, "originals_bytes")
         checks.append(advice("memory for originals", free >= rings + originals, found, mend))

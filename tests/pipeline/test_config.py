@@ -175,6 +175,27 @@ def test_what_shares_memory_is_not_packed(tmp_path: Path) -> None:
         load_line(write(tmp_path, cameras=[{**camera, "transport": "shared"}]))
 
 
+@pytest.mark.parametrize(
+    ("redis", "camera", "shares"),
+    [
+        ({}, {}, True),
+        ({"url": "unix:///run/redis.sock", "owned": True}, {}, True),
+        ({"url": "unix:///run/redis.sock"}, {}, False),
+        ({"url": "redis://redis.plant:6379"}, {}, False),
+        ({}, {"codec": "lz4"}, False),
+        ({}, {"transport": "inline"}, False),
+        ({"url": "unix:///run/redis.sock"}, {"transport": "shared"}, True),
+    ],
+)
+def test_memory_is_shared_beside_a_server_of_the_lines_own(
+    tmp_path: Path, redis: dict[str, object], camera: dict[str, object], shares: bool
+) -> None:
+    """All roles are on one host then; any other line has to be told."""
+    cameras = [{"name": "left", "source": {"kind": "simulator"}, **camera}]
+    line = load_line(write(tmp_path, cameras=cameras, redis=redis))
+    assert line.shared_cameras == ("left",) * shares
+
+
 @pytest.mark.parametrize("wanted", [{"transport": "shared"}, {"originals_bytes": 1}])
 @pytest.mark.parametrize(
     ("url", "is_here"),

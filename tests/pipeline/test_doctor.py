@@ -182,7 +182,11 @@ def test_memory_that_cameras_ask_for_is_weighed(tmp_path: Path) -> None:
     assert not named(checks, "memory for originals").required
     wanted = line_settings(tmp_path, transport="shared", credits=10**10)
     assert named(line_checks(wanted), "memory for rings").refuses
-    assert not any(c.name.startswith("memory for") for c in line_checks(line_settings(tmp_path)))
+    by_itself = named(line_checks(line_settings(tmp_path, credits=10**10)), "memory for rings")
+    assert not by_itself.ok
+    assert not by_itself.required
+    checks = line_checks(line_settings(tmp_path, transport="inline"))
+    assert not any(check.name.startswith("memory for") for check in checks)
 
 
 def test_table_and_json_say_the_same() -> None:

@@ -19,6 +19,7 @@ from pipeline.gate import (
     GateKeeper,
     Lateness,
     SteadyClock,
+    least_left_ms,
 )
 from pipeline.server import embedded_server
 from pipeline.stream import Ledger, Stream, open_stream
@@ -159,12 +160,17 @@ def test_it_rests_while_nothing_is_near(stream: Stream) -> None:
     assert len(keeper.tick(int((9_801 + pauses[2]) * MS))) == 1
 
 
-def test_a_near_gate_allows_no_long_rest(stream: Stream) -> None:
-    """A rest is a tenth of the shortest gate at most, and never shorter than the period."""
-    gates = {"cam": 100.0, "far": 10_000.0}
+@pytest.mark.parametrize(
+    ("gate_ms", "rest_ms"),
+    [(10.0, PERIOD_MS), (60.0, 15.0), (100.0, 25.0), (200.0, 25.0), (400.0, 40.0), (9e5, REST_MS)],
+)
+def test_a_near_gate_allows_no_long_rest(stream: Stream, gate_ms: float, rest_ms: float) -> None:
+    """A part that is admitted just after a look, as late as may be, is answered in time."""
+    gates = {"cam": gate_ms, "far": 1e6}
     keeper = GateKeeper(stream, ["cam", "far"], MARGIN_MS, gates)
     keeper.tick(0)
-    assert keeper.pause_ms == pytest.approx(10.0)
+    assert keeper.pause_ms == pytest.approx(rest_ms)
+    assert least_left_ms(gate_ms) >= min(rest_ms, gate_ms / 4) + MARGIN_MS + PERIOD_MS
 
 
 def test_it_is_early_by_its_lateness_and_by_a_share_of_the_gate_at_most(stream: Stream) -> None:

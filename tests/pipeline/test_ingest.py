@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -325,3 +326,14 @@ def test_a_waiting_source_learns_how_long_credits_take(
                 intake.wait_for_room(clock)  # type: ignore[arg-type]
             assert 1.9 * each_s <= sum(clock.waits_s) <= 4 * each_s
             assert len(clock.waits_s) <= 2
+
+
+def test_a_part_that_comes_too_late_is_answered_at_once(tmp_path: Path) -> None:
+    """Nobody could look at it before its gate, and the keeper may rest until then."""
+    with embedded_server(tmp_path / "redis") as url:
+        stream, journal, taking = intake_on(url, tmp_path, gate_ms=100, overrun="reject")
+        with closing(stream), closing(journal):
+            for age_ms, backlog in ((70, 0), (40, 1)):
+                taking.take(replace(frame(), captured_ns=time.time_ns() - age_ms * 1_000_000))
+                assert stream.backlog("left") == backlog
+            assert stream.ledger("left").undecided == {"deadline": 1}

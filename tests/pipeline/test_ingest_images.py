@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.contracts import Frame, Reason, UInt8
+from engines.contracts import BadConfig, Frame, Reason, UInt8
 from engines.images import read_image, to_model_input
 from pipeline import intake
 from pipeline.config import ArchiveSettings, SinkSettings
@@ -48,6 +48,25 @@ def test_images_in_shared_memory_are_bounded_by_the_credits(
     inputs = [to_model_input(read_image(path), SIZE) for path in _parts(tmp_path)]
     for entry, image in zip(seen, inputs, strict=True):
         np.testing.assert_array_equal(entry.image, image)
+
+
+def test_without_memory_to_share_images_travel_inline(
+    tmp_path: Path, grey_bundle: Path, redis_url: str, namespace: str
+) -> None:
+    """A camera that shares by itself goes on where it may not; one that was told to does not."""
+    write_parts(tmp_path / "parts", 3)
+    line = line_of(tmp_path, grey_bundle, redis_url, namespace)
+    ours = line.model_copy(update={"redis": line.redis.model_copy(update={"owned": True})})
+    told = line_of(tmp_path, grey_bundle, redis_url, namespace, transport="shared")
+    with (
+        FrameRing(shared_path(line.run_dir, "left", FRAMES), 2, 12),
+        open_stream(redis_url, namespace) as stream,
+        answering(stream) as seen,
+    ):
+        with pytest.raises(BadConfig, match="cannot be had"):
+            run_ingest(told, "left", threading.Event())
+        run_ingest(ours, "left", threading.Event())
+        assert stream.ledger("left").passed == len(seen) == 3
 
 
 def test_packed_images_arrive_as_they_were(tmp_path: Path, redis_url: str) -> None:
