@@ -7,6 +7,7 @@ behind the name.
 
 from __future__ import annotations
 
+import functools
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
@@ -188,6 +189,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+@functools.cache  # there are few counts, and a scheduler asks many times a frame
 def bucket_of(count: int) -> int:
     """The smallest batch size that holds ``count`` rows (at most ``DEVICE_BUCKETS[-1]``)."""
     return next(size for size in DEVICE_BUCKETS if size >= count)

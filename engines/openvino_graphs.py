@@ -56,22 +56,6 @@ def openvino_core() -> Any:  # noqa: ANN401 - openvino ships no types
     return load_openvino().Core()
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Rows of one call that one request takes, as views of the buffers: inputs and outputs."""
-
-    request: Any
-    given: tuple[Any, ...]
-    found: tuple[Any, ...]
-
-    def bind(self) -> None:
-        """Have the request read and write these views."""
-        for index, tensor in enumerate(self.given):
-            self.request.set_input_tensor(index, tensor)
-        for index, tensor in enumerate(self.found):
-            self.request.set_output_tensor(index, tensor)
-
-
 class Way(NamedTuple):
     """How the rows of a call go through a compiled model."""
 
@@ -82,22 +66,21 @@ class Way(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A batch of one size, laid out."""
+    """A batch of one size, laid out: requests that each read and write some of its rows."""
 
-    shares: tuple[Share, ...]
+    requests: tuple[Any, ...]
     at_once: bool
 
     def run(self) -> None:
-        """Run all shares; every one of them has ended when this does, even by raising."""
+        """Run all requests; every one of them has ended when this does, even by raising."""
         with ExitStack() as ending:
-            for share in self.shares:
-                share.bind()
+            for request in self.requests:
                 # Not infer(): that computes in the calling thread, which has no stream of its own.
-                share.request.start_async()
+                request.start_async()
                 if self.at_once:
-                    ending.callback(share.request.wait)
+                    ending.callback(request.wait)
                 else:
-                    share.request.wait()
+                    request.wait()
 
 
 class Spread:
@@ -156,15 +139,16 @@ class Spread:
         tensor = load_openvino().Tensor
         each = min(way.each, max(1, size // way.streams))
 
-        def share(first: int) -> Share:
-            rows = slice(first, first + each)
-            given, found = (
-                tuple(tensor(buffer[rows], shared_memory=True) for buffer in buffers)
-                for buffers in (self.given, self.found)
-            )
-            return Share(way.compiled.create_infer_request(), given, found)
+        def request(first: int) -> Any:  # noqa: ANN401 - openvino ships no types
+            """One that reads and writes views of the buffers, from this row on."""
+            rows, made = slice(first, first + each), way.compiled.create_infer_request()
+            for index, buffer in enumerate(self.given):
+                made.set_input_tensor(index, tensor(buffer[rows], shared_memory=True))
+            for index, buffer in enumerate(self.found):
+                made.set_output_tensor(index, tensor(buffer[rows], shared_memory=True))
+            return made
 
-        return Call(tuple(share(first) for first in range(0, size, each)), way.streams > 1)
+        return Call(tuple(request(first) for first in range(0, size, each)), way.streams > 1)
 
 
 def _ways(

@@ -144,6 +144,11 @@ class CameraSettings(Settings):
         default_factory=lambda values: "wait" if _unhurried(values["source"]) else "reject"
     )
 
+    @property
+    def may_share(self) -> bool:
+        """Whether its model inputs may travel by shared memory."""
+        return self.transport != "inline" and self.codec == "none"
+
     @model_validator(mode="after")
     def _pack_what_travels(self) -> Self:
         if self.transport == "shared" and self.codec != "none":
@@ -313,10 +318,9 @@ class LineSettings(BaseSettings):
     @model_validator(mode="after")
     def _share_memory_on_one_host(self) -> Self:
         for camera in self.cameras:
-            wanted = "transport: shared" if camera.transport == "shared" else "originals_bytes"
-            if (camera.transport == "shared" or camera.originals_bytes) and not (
-                self.redis.on_this_host
-            ):
+            shares = self.shares_memory(camera)
+            wanted = "transport: shared" if shares else "originals_bytes"
+            if (shares or camera.originals_bytes) and not self.redis.on_this_host:
                 raise ValueError(
                     f"camera {camera.name} asks for {wanted}, which needs all roles on one host, "
                     "but redis.url names another; leave it out, or use a Redis on this host"
@@ -327,11 +331,16 @@ class LineSettings(BaseSettings):
     def gathering_ms(self) -> float:
         """How long a sink lets verdicts come together; by so much earlier they have to be there.
 
-        None where a gate is near: each verdict is then told as soon as it is there.
+        0 where a gate is near: each verdict is then told as soon as it is there.
         """
         least_ms, most_ms = GATHERING_MS
         fitting_ms = GATE_SHARE * min(camera.gate_ms for camera in self.cameras)
         return min(fitting_ms, most_ms) if fitting_ms >= least_ms else 0.0
+
+    @property
+    def keeper_margin_ms(self) -> float:
+        """How long before its gate a part is answered by the gate keeper, if by nobody else."""
+        return self.sinks.margin_ms + self.gathering_ms
 
     @property
     def camera_names(self) -> tuple[str, ...]:
@@ -340,8 +349,11 @@ class LineSettings(BaseSettings):
 
     @property
     def shared_cameras(self) -> tuple[str, ...]:
-        """Names of the cameras whose model inputs travel by shared memory."""
-        return tuple(camera.name for camera in self.cameras if self.shares_memory(camera))
+        """Names of the cameras whose model inputs may come by shared memory.
+
+        Whoever reads takes them as they come: each camera decides for itself.
+        """
+        return tuple(camera.name for camera in self.cameras if camera.may_share)
 
     def shares_memory(self, camera: CameraSettings) -> bool:
         """Whether a camera's model inputs travel by shared memory, where there is room for them.
@@ -349,9 +361,8 @@ class LineSettings(BaseSettings):
         By itself only beside a server of the line's own: there all roles are on one host, and in
         one container where they are in any.
         """
-        if camera.transport == "auto":
-            return (self.redis.embedded or self.redis.owned) and camera.codec == "none"
-        return camera.transport == "shared"
+        is_own = self.redis.embedded or self.redis.owned
+        return camera.may_share and (is_own or camera.transport == "shared")
 
     def camera(self, name: str) -> CameraSettings:
         """One camera by its name; BadConfig where the line has none of that name."""

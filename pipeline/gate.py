@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from engines.contracts import Reason, StreamLost, Verdict
 from pipeline.stream import Stream
@@ -27,9 +27,9 @@ from pipeline.urgency import hurry
 from pipeline.wire import FrameHead, undecided
 
 LEAST_MS, PERIOD_MS = 1.0, 5.0  # between looks
-REST_MS = 250.0  # between looks while no open frame is near its gate
-NEAR_MS = 25.0  # what has less left is lost by any engine, so it need not be looked for earlier
-REST_SHARE = (0.1, 0.25)  # of the shortest gate, between looks: beyond that time, and up to it
+# Between looks while no open frame is near its gate: of the nearest gate a quarter, but no more
+# than is short, or a tenth, but no more than is long.
+REST_QUARTER_MS, REST_TENTH_MS = 25.0, 100.0
 BACK_OFF_S = 0.2
 LATE_AT_FIRST_MS = 50.0  # what is assumed before anything has been measured
 LATE_MAX_MS = 1000.0  # a machine that sleeps longer than this is beyond what a margin can mend
@@ -109,7 +109,7 @@ class GateKeeper:
         self._cameras = tuple(cameras)
         self._margin_ms = margin_ms
         self._late_max_ms = {name: _most_ms(gate_ms) for name, gate_ms in (gates_ms or {}).items()}
-        self._rest_ms = _rest_ms(min((gates_ms or {}).values(), default=0.0))
+        self._rest_ms = _rest_ms((gates_ms or {}).values())
         self._first_ms = math.inf  # until the first open frame has to be answered
         self._gates_ms = dict(gates_ms or {})
         self._clock = SteadyClock(max(self._gates_ms.values(), default=0.0))
@@ -131,8 +131,12 @@ class GateKeeper:
 
     @property
     def pause_ms(self) -> float:
-        """Until the next look: when the first frame has to be answered, or a rest before that."""
-        return min(max(LEAST_MS, self._first_ms), max(PERIOD_MS, self._rest_ms))
+        """Until the next look: when the first frame has to be answered, or a rest before that.
+
+        A rest is shorter by as much as looks are late: of what is admitted meanwhile none knows.
+        """
+        rest_ms = self._rest_ms - WARY * self.lateness.ms
+        return min(max(LEAST_MS, self._first_ms), max(PERIOD_MS, rest_ms))
 
     def tick(self, now_ns: int | None = None, *, waited_ms: float = 0.0) -> list[Verdict]:
         """Answer what would be late by the end of the next look; the verdicts that were given.
@@ -190,18 +194,22 @@ class GateKeeper:
             yield from self._stream.due_after(camera, now_ns + int(far_ms * 1e6))
 
 
-def least_left_ms(gate_ms: float) -> float:
-    """How long before its gate a part may be admitted at the latest, so that no look misses it."""
-    return _rest_ms(gate_ms) + 2 * PERIOD_MS
+def least_left_ms(gates_ms: Iterable[float], margin_ms: float) -> float:
+    """How long before its gate a part of a line may be admitted at the latest.
+
+    One admitted just after a look is then seen by the next, and answered ``margin_ms`` before its
+    gate, should nobody else have done so.
+    """
+    return _rest_ms(gates_ms) + PERIOD_MS + margin_ms
 
 
-def _rest_ms(gate_ms: float) -> float:
-    """How long the keeper may rest between looks while nothing open is near its gate.
+def _rest_ms(gates_ms: Iterable[float]) -> float:
+    """How long the keeper of these gates may rest while nothing open is near its own.
 
     Each look wakes two processes, whose memory the engine has swept out of the caches meanwhile.
     """
-    beyond, upto = REST_SHARE
-    return min(REST_MS, max(beyond * gate_ms, min(NEAR_MS, upto * gate_ms)))
+    gate_ms = min(gates_ms, default=0.0)
+    return max(min(REST_QUARTER_MS, gate_ms / 4), min(REST_TENTH_MS, gate_ms / 10))
 
 
 def _most_ms(gate_ms: float) -> float:

@@ -13,12 +13,13 @@ from pathlib import Path
 from engines.bundle import open_bundle
 from engines.contracts import BadConfig
 from pipeline.config import CameraSettings, LineSettings
+from pipeline.gate import least_left_ms
 from pipeline.intake import LOOK_S, ROLE, Intake
 from pipeline.journal import Journal, journal_path
 from pipeline.originals import Originals
 from pipeline.pulse import beating
 from pipeline.recording import Recorder
-from pipeline.shared import FRAMES, ORIGINALS, FrameRing, remove, shared_path
+from pipeline.shared import FRAMES, MEMORY, ORIGINALS, FrameRing, remove, shared_path
 from pipeline.sources import open_source
 from pipeline.sources.source import Exposure
 from pipeline.stream import open_stream
@@ -45,7 +46,17 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
     ):
         ring = stack.enter_context(_ring(settings, chosen, size))
         originals = stack.enter_context(_originals(settings.run_dir, chosen))
-        intake = Intake(stream, journal, chosen, size, ring=ring, originals=originals)
+        intake = Intake(
+            stream,
+            journal,
+            chosen,
+            size,
+            ring=ring,
+            originals=originals,
+            least_left_ms=least_left_ms(
+                (one.gate_ms for one in settings.cameras), settings.keeper_margin_ms
+            ),
+        )
         keep = stack.enter_context(_recording(settings.recording, chosen))
         address, namespace = settings.redis.address(ROLE), settings.redis.namespace
         stop = stack.enter_context(beating(ROLE, address, namespace, stop, intake.sight.note))
@@ -71,7 +82,8 @@ def _ring(
     A camera that is not told to share does not where that memory is not to be had.
     """
     path = shared_path(settings.run_dir, camera.name, FRAMES)
-    if settings.shares_memory(camera):
+    is_memory = path.is_relative_to(MEMORY)  # else it would be a disk, which has to be asked for
+    if settings.shares_memory(camera) and (is_memory or camera.transport == "shared"):
         try:
             return FrameRing(path, camera.credits, size[0] * size[1] * 3)
         except BadConfig as error:

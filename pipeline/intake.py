@@ -15,7 +15,6 @@ import time
 from engines.contracts import Reason, StreamFull, StreamLost
 from pipeline.config import CameraSettings
 from pipeline.framing import Framing
-from pipeline.gate import least_left_ms
 from pipeline.journal import Journal
 from pipeline.originals import Originals
 from pipeline.shared import FrameRing
@@ -49,6 +48,7 @@ class Intake:
         *,
         ring: FrameRing | None = None,
         originals: Originals | None = None,
+        least_left_ms: float = 0.0,
     ) -> None:
         self._stream = stream
         self._journal = journal
@@ -56,6 +56,7 @@ class Intake:
         self._framing = Framing(stream, camera, size)
         self._ring = ring  # None: images travel inline
         self._originals = originals
+        self._least_left_ms = least_left_ms  # to its gate, of a part that is admitted
         self._epoch = 0
         self._counter = 0
         self._credits = 0
@@ -171,9 +172,9 @@ class Intake:
             self._refuse(head, Reason.OVERRUN)
 
     def _comes_late(self, head: FrameHead) -> bool:
-        """Whether too little is left for anybody to look at the part before its gate."""
+        """Whether its gate is so near that the gate keeper might see the part too late."""
         left_ms = (head.deadline_ns - self._stream.estimated_now_ns()) / 1e6
-        return left_ms < least_left_ms(self._camera.gate_ms)
+        return left_ms < self._least_left_ms
 
     def _admit(self, frame: FrameEntry, head: FrameHead, slot: bytes = b"") -> None:
         codec = self._camera.codec

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -336,7 +336,17 @@ class FrameReader:
         facts.count("frames_quarantined_total", camera=delivery.camera)
         facts.event("quarantined", level="warning", frame_id=delivery.frame_id, sentence=str(error))
         verdict = self._verdict_on_bad(delivery, Reason.BAD_FRAME)
-        self._stream.quarantine(delivery, self._consumer, verdict)
+        self._stream.quarantine(self._whole(delivery), self._consumer, verdict)
+
+    def _whole(self, delivery: Delivery) -> Delivery:
+        """The entry with its image, where one lies in shared memory: its place is free soon."""
+        if b"slot" not in delivery.fields:
+            return delivery
+        try:
+            image = entry_from(delivery.fields, self._fetch).image
+        except (BadFrame, LostImage):
+            return delivery
+        return replace(delivery, fields={**delivery.fields, b"image": image.tobytes()})
 
     def _give_up(self, delivery: Delivery, error: LostImage) -> None:
         facts.count("images_lost_total", camera=delivery.camera)

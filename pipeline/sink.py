@@ -46,8 +46,7 @@ def run_sink(settings: LineSettings, stop: threading.Event) -> None:
     return_large_blocks()
     url, namespace = settings.redis.address(ROLE), settings.redis.namespace
     gates_ms = {camera.name: camera.gate_ms for camera in settings.cameras}
-    gathering_ms = settings.gathering_ms
-    keeping = (settings.camera_names, settings.sinks.margin_ms + gathering_ms, gates_ms)
+    keeping = (settings.camera_names, settings.keeper_margin_ms, gates_ms)
     with (
         alone(settings.run_dir / "sink.lock", TWICE.format(line=settings.line)),
         reporting(ROLE, settings),
@@ -66,7 +65,7 @@ def run_sink(settings: LineSettings, stop: threading.Event) -> None:
             acted,
             stop,
             gates_ms=gates_ms,
-            gather_s=gathering_ms / 1e3,
+            gather_s=settings.gathering_ms / 1e3,
         )
         told = Told(stream, settings, gates_ms, signalled)
         signs = Signs(gate, pulse, told, name_of_process())

@@ -120,6 +120,11 @@ class Server:
         self._users = users
         self._running = ExitStack()
 
+    @property
+    def is_own(self) -> bool:
+        """Whether this line has started it, and starts it again."""
+        return self._folder is not None
+
     def __enter__(self) -> Server:
         if self._folder is not None:
             self.url = self._start(self._folder)
@@ -158,7 +163,9 @@ def _environment(settings: LineSettings, server: Server) -> dict[str, str]:
     if settings.recording is not None:
         told["ASSAYLINE_RECORDING"] = str(settings.recording.absolute())
     if settings.redis.embedded:
-        told |= {"ASSAYLINE_REDIS__URL": server.url, "ASSAYLINE_REDIS__OWNED": "true"}
+        told["ASSAYLINE_REDIS__URL"] = server.url
+    if server.is_own:
+        told["ASSAYLINE_REDIS__OWNED"] = "true"
     return told
 
 

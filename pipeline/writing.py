@@ -99,7 +99,10 @@ class VerdictWriter:
                 continue
             self._hurried.wait(self._patience_s(first, closing))
             self._hurried.clear()
-            self._answer([first, *self._waiting(TOGETHER - 1)])
+            found = [first, *self._waiting(TOGETHER - 1)]
+            if len(found) == TOGETHER:  # whoever hurried may be left, behind them
+                self._hurried.set()
+            self._answer(found)
 
     def _waiting(self, most: int) -> Iterator[Found]:
         """Findings that are there by now."""

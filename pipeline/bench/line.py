@@ -10,7 +10,8 @@ What is around the engine is user and system time of ingest, server and sink, an
 threads but those that inspect, from the first tenth of the verdicts to the last: no start, no
 drawing of parts, and not this process, which only looks on. What those threads and their engines
 spend beside others is told by itself, against what they spend alone. Exposures come in the model's
-size (196 kB at 256 pixels), so none is scaled; nine of ten parts are good.
+size (196 kB at 256 pixels), so none is scaled, and travel by shared memory, as they do beside any
+server of a line's own; nine of ten parts are good.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from pipeline.bench.stage import (
     ENGINE,
     LATE,
     ROLES,
+    TRANSPORT,
     Seen,
     run_stage,
     simulator,
@@ -67,6 +69,7 @@ class Alone(NamedTuple):
     rate: float  # frames per second
     cpu_s: float  # processor time per frame
     single_s: float  # one frame by itself, in the mean over its depths
+    deepest_s: float  # one frame by itself, the slowest of them
     steps: float  # denoiser calls per frame
 
 
@@ -117,7 +120,10 @@ def bench_line(
         "line_residual": full.residual + loaded.residual,
         "line_cpu_ms": [f"{role} {1e3 * s:.2f}" for role, s in spent.by_role.items()],
         "line_steps": f"{_steps(full)}, engine alone {alone.steps:.2f}, at 80 % {_steps(loaded)}",
+        "line_transport": TRANSPORT,
         "engine_alone": f"{alone.rate:.1f} frames/s, {1e3 * alone.cpu_s:.1f} ms CPU per frame",
+        "engine_single": f"{1e3 * alone.single_s:.1f} ms in the mean, "
+        f"{1e3 * alone.deepest_s:.1f} ms the slowest of {SINGLES}",
     }
     return Report(machine | facts, results)
 
@@ -142,7 +148,8 @@ def engine_alone(bundle: Bundle, frames: int) -> Alone:
     with _engines(bundle, chosen, 1) as (inspector,):
         singles = [_single_s(inspector, part) for part in parts[:SINGLES]]
     done_ns, steps = zip(*done, strict=True)
-    return Alone(rate_of(done_ns), cpu_s, statistics.mean(singles), statistics.mean(steps))
+    mean_s, steps_each = statistics.mean(singles), statistics.mean(steps)
+    return Alone(rate_of(done_ns), cpu_s, mean_s, max(singles), steps_each)
 
 
 @contextmanager

@@ -35,6 +35,7 @@ WORKER = "inspect"  # the role, and its thread that runs the engine
 ROLES = ("ingest", WORKER, "sink", SERVER)
 PARTS, DRAWN, SEED, JITTER = ("board", "disc", "fabric"), 48, 5, 0.1
 DEFECT_RATE = 0.1
+TRANSPORT = "shared"  # as a line with a server of its own has it, and never less for want of room
 FAR_MS = 60_000  # a gate so far off that nothing is cut short: parts may wait as long as they do
 LOOK_S, SEARCH_S = 0.25, 1.0  # between looks, which cost the line time, and searches for processes
 LATE = {Reason.DEADLINE, Reason.OVERRUN}  # what load does to a line
@@ -132,7 +133,7 @@ def _written(folder: Path, bundle: Path, source: dict[str, Any], gate_ms: float)
         "line": "bench",
         "bundle": str(bundle.resolve()),
         "run_dir": str(folder),
-        "cameras": [{"name": CAMERA, "source": source, "gate_ms": gate_ms}],
+        "cameras": [{"name": CAMERA, "source": source, "gate_ms": gate_ms, "transport": TRANSPORT}],
         "sinks": {"jsonl": {}, "archive": {}, "reject": {}},
         "dashboard": {"enabled": False},
         "log_level": "warning",

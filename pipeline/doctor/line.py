@@ -34,7 +34,8 @@ def line_checks(settings: LineSettings) -> list[Check]:
     """Everything that only a configuration can tell."""
     bundle, opened = _open(settings.bundle)
     height, width = bundle.frame_size if bundle else (MODEL_SIDE, MODEL_SIDE)
-    frames_open = sum(camera.credits for camera in settings.cameras)
+    inline = [camera for camera in settings.cameras if not settings.shares_memory(camera)]
+    frames_open = sum(camera.credits for camera in inline)  # whose images are in Redis
     return [
         opened,
         *(runs(settings, bundle) if bundle else []),
@@ -156,7 +157,7 @@ def _gate(camera: CameraSettings, settings: LineSettings) -> Check:
     if p99 is None:
         return fact(name, f"{camera.gate_ms} ms; no run of this line was measured yet")
     found = f"{camera.gate_ms} ms, measured p99 {p99:.0f} ms"
-    usable = camera.gate_ms - settings.sinks.margin_ms
+    usable = camera.gate_ms - settings.keeper_margin_ms
     mend = "Move the gate further downstream, lower the rate, or add a worker."
     return advice(name, p99 <= usable, found, mend)
 
@@ -188,8 +189,11 @@ def _memory(settings: LineSettings, image_bytes: int) -> list[Check]:
     checks = []
     if rings:
         found, mend = _room(free, rings, there, "credits")
-        say = required if is_told else advice
-        checks.append(say("memory for rings", free >= rings, found, mend))
+        if is_told:
+            checks.append(required("memory for rings", free >= rings, found, mend))
+        else:
+            mend += " Until then images go through Redis, which costs more."
+            checks.append(advice("memory for rings", free >= rings, found, mend))
     if originals:
         found, mend = _room(free, rings + originals, there, "originals_bytes")
         checks.append(advice("memory for originals", free >= rings + originals, found, mend))

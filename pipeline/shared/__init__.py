@@ -23,6 +23,7 @@ from __future__ import annotations
 from pipeline.shared.layout import REFERENCE, checksum
 from pipeline.shared.places import (
     FRAMES,
+    MEMORY,
     ORIGINALS,
     memory_folder,
     remove,
@@ -35,6 +36,7 @@ from pipeline.shared.writer import FrameRing
 
 __all__ = [
     "FRAMES",
+    "MEMORY",
     "ORIGINALS",
     "REFERENCE",
     "FrameRing",

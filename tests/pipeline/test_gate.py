@@ -15,7 +15,7 @@ from pipeline.gate import (
     LATE_AT_FIRST_MS,
     LEAST_MS,
     PERIOD_MS,
-    REST_MS,
+    REST_TENTH_MS,
     GateKeeper,
     Lateness,
     SteadyClock,
@@ -149,28 +149,47 @@ def test_a_long_tick_teaches_no_more_than_its_longest_look(
 def test_it_rests_while_nothing_is_near(stream: Stream) -> None:
     """Looks are rare on an idle line; where a frame is due within a rest, the next comes then."""
     keeper = GateKeeper(stream, ["cam"], MARGIN_MS, {"cam": 3000.0})
-    keeper.lateness.note(0.0)
+    keeper.lateness = Lateness(0.0)
     admit(stream, "cam/1-1", 10_000 * MS)
     pauses = []
-    for now_ms in (1_000, 9_000, 9_800):
+    for now_ms in (1_000, 9_000, 9_920):
         assert keeper.tick(now_ms * MS) == []
         pauses.append(keeper.pause_ms)
-    assert pauses[:2] == [REST_MS, REST_MS]
-    assert LEAST_MS < pauses[2] < 200.0 - MARGIN_MS
-    assert len(keeper.tick(int((9_801 + pauses[2]) * MS))) == 1
+    assert pauses[:2] == [REST_TENTH_MS, REST_TENTH_MS]
+    assert LEAST_MS < pauses[2] < 80.0 - MARGIN_MS
+    assert len(keeper.tick(int((9_921 + pauses[2]) * MS))) == 1
 
 
 @pytest.mark.parametrize(
     ("gate_ms", "rest_ms"),
-    [(10.0, PERIOD_MS), (60.0, 15.0), (100.0, 25.0), (200.0, 25.0), (400.0, 40.0), (9e5, REST_MS)],
+    [(10.0, PERIOD_MS), (60.0, 15.0), (100.0, 25.0), (200.0, 25.0), (400.0, 40.0), (9e5, 100.0)],
 )
 def test_a_near_gate_allows_no_long_rest(stream: Stream, gate_ms: float, rest_ms: float) -> None:
-    """A part that is admitted just after a look, as late as may be, is answered in time."""
-    gates = {"cam": gate_ms, "far": 1e6}
-    keeper = GateKeeper(stream, ["cam", "far"], MARGIN_MS, gates)
+    """It rests a quarter of the shortest gate or a tenth, and less where it has been late."""
+    keeper = GateKeeper(stream, ["cam", "far"], MARGIN_MS, {"cam": gate_ms, "far": 1e6})
+    keeper.lateness = Lateness(0.0)
     keeper.tick(0)
     assert keeper.pause_ms == pytest.approx(rest_ms)
-    assert least_left_ms(gate_ms) >= min(rest_ms, gate_ms / 4) + MARGIN_MS + PERIOD_MS
+    keeper.lateness.note(4.0)
+    assert keeper.pause_ms == pytest.approx(max(PERIOD_MS, rest_ms - 6.0), abs=0.1)
+
+
+@pytest.mark.parametrize("late_ms", [0.0, 8.0])
+@pytest.mark.parametrize("gate_ms", [60.0, 100.0, 500.0, 9e5])
+def test_what_is_admitted_at_the_last_moment_is_answered_in_time(
+    stream: Stream, gate_ms: float, late_ms: float
+) -> None:
+    """It comes just after a look, and the next one is as late as looks have been of late."""
+    keeper = GateKeeper(stream, ["cam"], MARGIN_MS, {"cam": gate_ms})
+    keeper.lateness = Lateness(0.0)
+    keeper.lateness.note(late_ms)
+    now_ns = 10**15
+    keeper.tick(now_ns)
+    pause_ms = keeper.pause_ms
+    due_ns = now_ns + int(least_left_ms([gate_ms, 1e6], MARGIN_MS) * MS)
+    admit(stream, "cam/1-1", deadline_ns=due_ns)
+    (verdict,) = keeper.tick(now_ns + int((pause_ms + late_ms) * MS))
+    assert due_ns - verdict.decided_ns >= MARGIN_MS * MS
 
 
 def test_it_is_early_by_its_lateness_and_by_a_share_of_the_gate_at_most(stream: Stream) -> None:

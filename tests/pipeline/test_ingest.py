@@ -84,13 +84,15 @@ def intake_on(
     url: str,
     folder: Path,
     ring: FrameRing | None = None,
+    least_left_ms: float = 0.0,
     **camera: Any,  # noqa: ANN401 - settings
 ) -> tuple[Stream, Journal, Intake]:
     """An intake by itself, whose exposures the test makes."""
     line = line_of(folder, folder, url, "test", **camera)
     stream = Stream(url, "test")
     journal = Journal(folder / "left.journal")
-    return stream, journal, Intake(stream, journal, line.cameras[0], SIZE, ring=ring)
+    taking = Intake(stream, journal, line.cameras[0], SIZE, ring=ring, least_left_ms=least_left_ms)
+    return stream, journal, taking
 
 
 def frame(number: int = 0) -> Frame:
@@ -329,11 +331,13 @@ def test_a_waiting_source_learns_how_long_credits_take(
 
 
 def test_a_part_that_comes_too_late_is_answered_at_once(tmp_path: Path) -> None:
-    """Nobody could look at it before its gate, and the keeper may rest until then."""
+    """The gate keeper might see it too late, should no worker look at it."""
     with embedded_server(tmp_path / "redis") as url:
-        stream, journal, taking = intake_on(url, tmp_path, gate_ms=100, overrun="reject")
+        stream, journal, taking = intake_on(
+            url, tmp_path, least_left_ms=300, gate_ms=1000, overrun="reject"
+        )
         with closing(stream), closing(journal):
-            for age_ms, backlog in ((70, 0), (40, 1)):
+            for age_ms, backlog in ((710, 0), (400, 1)):
                 taking.take(replace(frame(), captured_ns=time.time_ns() - age_ms * 1_000_000))
                 assert stream.backlog("left") == backlog
             assert stream.ledger("left").undecided == {"deadline": 1}

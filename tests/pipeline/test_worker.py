@@ -31,6 +31,7 @@ from pipeline.config import LineSettings
 from pipeline.pulse import Pulse
 from pipeline.reading import FrameReader
 from pipeline.seats import Loop
+from pipeline.shared import FRAMES, FrameRing, shared_path
 from pipeline.stream import Stream, VerdictDelivery, open_stream
 from pipeline.telemetry import facts
 from pipeline.wire import FrameEntry
@@ -221,6 +222,24 @@ def test_what_cannot_be_inspected_is_set_aside(
         seen = answered(stream, 2)
     assert seen["1"].verdict.reason is Reason.BAD_FRAME
     assert seen["2"].verdict.decision is Decision.PASS
+
+
+def test_what_is_set_aside_from_shared_memory_keeps_its_image(
+    line: LineSettings, stream: Stream, redis_url: str, namespace: str
+) -> None:
+    """Its place in the ring is another part's soon; who looks into quarantine finds the pixels."""
+    damaged, whole = replace(entry(stream, 1, good_part(1)), plan=9), entry(stream, 2, good_part(2))
+    with FrameRing(shared_path(line.run_dir, "left", FRAMES), 2, damaged.image.nbytes) as ring:
+        ring.release_all_but([])
+        for one in (damaged, whole):
+            stream.admit(one, slot=ring.put(one.frame_id, one.image) or b"")
+        with working(line):  # which nobody told that its cameras share memory
+            seen = answered(stream, 2)
+    assert seen["1"].verdict.reason is Reason.BAD_FRAME
+    assert seen["2"].verdict.decision is Decision.PASS
+    with Redis.from_url(redis_url) as redis:
+        ((_, kept),) = redis.xrange(f"{namespace}:{{left}}:quarantine")
+    assert kept[b"entry:image"] == damaged.image.tobytes()
 
 
 def test_foreign_bytes_are_set_aside_with_what_admission_knew(
