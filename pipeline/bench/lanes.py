@@ -23,7 +23,7 @@ import redis
 
 from engines.contracts import Decision, UInt8, Verdict
 from pipeline.shared import FRAMES, FrameRing, FrameRings, shared_path
-from pipeline.stream.link import Packer
+from pipeline.stream.packing import Packer
 from pipeline.wire import FrameEntry, entry_from
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 
 from engines.contracts import BadFrame, Reason, Verdict
 from pipeline.stream.facts import Delivery, Keys, ledger_field
-from pipeline.stream.link import Call, Word, is_refusal, scored
+from pipeline.stream.link import Call, is_refusal, scored
+from pipeline.stream.packing import Word
 from pipeline.stream.verdicts import Verdicts
 from pipeline.wire import (
     Codec,

@@ -18,20 +18,18 @@ from urllib.parse import urlsplit
 from redis import Redis, exceptions
 from redis.backoff import NoBackoff
 from redis.commands.core import Script
-from redis.connection import HiredisRespSerializer, PythonRespSerializer
 from redis.retry import Retry
 
 from engines.contracts import BadConfig, InspectionError, StreamFull, StreamLost
 from pipeline.stream.facts import Keys, Memory
+from pipeline.stream.packing import Packer, Word
 from pipeline.stream.spare import Spare
 from pipeline.stream.unix import WholeSending
 
-Word = str | bytes | memoryview | int  # of a command
 CONNECT_TIMEOUT_S = 2.0
 REPLY_TIMEOUT_S = 5.0
 BLOCK_MAX_MS = 2000  # a stop is noticed, and a dead peer, within REPLY_TIMEOUT_S more
 CLOCK_PERIOD_NS = 1_000_000_000
-BUFFER_BYTES = 6000  # longer words are pieces of their own
 SCRIPTS = (
     "admit",
     "answer",
@@ -68,25 +66,6 @@ class Call(NamedTuple):
 
     keys: list[str]
     arguments: list[Word]
-
-
-class Packer:
-    """Commands as bytes for the socket; a view of an image is sent from where it lies.
-
-    hiredis alone would copy an image twice for each command, into memory fresh from the system: a
-    frame of 196 kB then costs 400 us of processor time to send, and 45 us like this.
-    """
-
-    def __init__(self) -> None:
-        self._copying: Any = HiredisRespSerializer()
-        self._sparing: Any = PythonRespSerializer(BUFFER_BYTES, _bytes_of)
-
-    def pack(self, *words: Word) -> list[bytes | memoryview]:
-        """The pieces to send, in order."""
-        has_image = any(isinstance(word, memoryview) for word in words)
-        chosen = self._sparing if has_image else self._copying
-        pieces: list[bytes | memoryview] = chosen.pack(*words)
-        return pieces
 
 
 def is_refusal(reply: object) -> TypeGuard[exceptions.RedisError]:
@@ -128,10 +107,6 @@ def _reply(connection: Any) -> Any:  # noqa: ANN401 - redis-py gives neither a t
         return connection.read_response()
     except exceptions.ResponseError as error:
         return error
-
-
-def _bytes_of(word: Word) -> bytes | memoryview:
-    return word if isinstance(word, bytes | memoryview) else str(word).encode()
 
 
 class Link:

@@ -19,7 +19,7 @@ from redis.retry import Retry
 from engines.contracts import BadConfig, Decision, ExitCode, StreamLost, Verdict
 from pipeline.server import embedded_server
 from pipeline.stream import Ledger, Stream, link, open_stream
-from pipeline.stream.link import Packer
+from pipeline.stream.packing import Packer
 from pipeline.wire import FrameEntry
 from tests.pipeline.relaying import Relay
 
