@@ -140,7 +140,7 @@ def _trial(
     """One precision against everything else."""
     beside = native(precision)
     peak = matmul_peak(beside, peak_side)
-    rivals = rivals_at(bundle.manifest.image_size, beside)
+    rivals = rivals_at(bundle.manifest.image_size, beside, max(batches))
     with open_backend(bundle, "openvino", precision, capacity=max(batches)) as ours:
         runners = {OURS: ours, REFERENCE: reference}
         timed = [_timed(bundle, runners, rivals, batch, rounds) for batch in batches]

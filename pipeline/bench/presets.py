@@ -99,7 +99,7 @@ def _row(path: Path, data: Path, rounds: int, batches: Sequence[int]) -> Row:
     with open_backend(bundle, "openvino", "auto", capacity=BUCKETS[-1]) as ours:
         precision = ours.key.partition(":")[2]
         depth = measured_depth(bundle, ours, data)
-        (rival,) = (one for one in rivals_at(size, native(precision)) if one.name == PUBLISHED)
+        (rival,) = rivals_at(size, native(precision), max(batches), [PUBLISHED])
         timed = [_timed(bundle, ours, rival, size, batch=b, rounds=rounds) for b in batches]
         mean = evaluate_on(bundle, ours, data).mean
     good, defective = mean.mean_steps_good or 0.0, mean.mean_steps_defect or 0.0

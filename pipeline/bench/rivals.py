@@ -10,6 +10,8 @@ from pipeline.bench.efficientad import SMALLEST, efficientad_s
 from pipeline.bench.operations import model_operations
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from engines.contracts import UInt8
     from pipeline.bench.turns import Seconds
 
@@ -18,14 +20,17 @@ SETTINGS = {"ENABLE_CPU_PINNING": False}  # as our backend has them
 
 
 class Rival:
-    """One compiled detector, its rows spread as ours are: images in, maps and scores out."""
+    """One compiled detector, its rows spread as ours are: images in, maps and scores out.
 
-    def __init__(self, name: str, size: tuple[int, int], precision: str) -> None:
+    For calls of up to ``most`` rows.
+    """
+
+    def __init__(self, name: str, size: tuple[int, int], precision: str, most: int) -> None:
         self.name = name
         padded = PADDED[name]
         self.operations = model_operations(efficientad_s(size, padded=padded), 1)
         settings = SETTINGS | {"INFERENCE_PRECISION_HINT": precision}
-        self._spread = Spread(efficientad_s(size, padded=padded), settings)
+        self._spread = Spread(efficientad_s(size, padded=padded), settings, most)
 
     def timed_pass(self, images: UInt8) -> Seconds:
         """Seconds of one call over images [B, H, W, 3]."""
@@ -35,6 +40,9 @@ class Rival:
         return {"pass": [time.perf_counter() - began]}
 
 
-def rivals_at(size: tuple[int, int], precision: str) -> list[Rival]:
-    """All of them at an image size; none where their encoder needs a larger image."""
-    return [Rival(name, size, precision) for name in PADDED] if min(size) >= SMALLEST else []
+def rivals_at(
+    size: tuple[int, int], precision: str, most: int, names: Iterable[str] = PADDED
+) -> list[Rival]:
+    """Some or all of them at an image size; none where their encoder needs a larger image."""
+    chosen = names if min(size) >= SMALLEST else ()
+    return [Rival(name, size, precision, most) for name in chosen]

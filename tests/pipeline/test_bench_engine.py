@@ -96,7 +96,7 @@ def test_a_bundle_without_steps_has_nothing_to_time() -> None:
 
 def test_rivals_need_the_image_size_of_their_encoder() -> None:
     """Below 256 px there is no such detector, and no ratio is made up."""
-    assert rivals_at((128, 128), "f32") == []
+    assert rivals_at((128, 128), "f32", 1) == []
 
 
 # -- depth ------------------------------------------------------------------------------------
