@@ -12,7 +12,7 @@ import pytest
 
 from engines import openvino_graphs
 from engines.backend import BUCKETS, columns
-from engines.openvino_graphs import Call, Graph, Named, Share
+from engines.openvino_graphs import Call, Graph, Named
 from tests.engines.exported import Exported, draw_parts, exported, rows_of
 from tests.engines.sketches import DecoDiffSketch
 
@@ -54,7 +54,7 @@ def graph(deco: Exported, monkeypatch: pytest.MonkeyPatch, machine: Machine) -> 
     """The start graph on a machine."""
 
     def timed(calls: Sequence[Call]) -> Iterator[list[float]]:
-        yield [machine.took(len(call.shares)) for call in calls]
+        yield [machine.took(len(call.requests)) for call in calls]
 
     monkeypatch.setattr(openvino_graphs, "_timed", timed)
     settings = {**F32, "INFERENCE_NUM_THREADS": machine.threads}
@@ -97,10 +97,10 @@ def test_rows_go_as_is_quickest(
 ) -> None:
     """A single row has all threads of its engine; on one thread, shares go in turn."""
     calls = graph(deco, monkeypatch, machine)._spread._calls
-    assert [len(calls[size].shares) for size in BUCKETS] == shares
+    assert [len(calls[size].requests) for size in BUCKETS] == shares
     streams = machine.threads // machine.engines
     for call in calls.values():
-        assert call.at_once == (streams > 1 and len(call.shares) > 1)
+        assert call.at_once == (streams > 1 and len(call.requests) > 1)
 
 
 def test_engines_beside_each_other_share_no_row(
@@ -116,7 +116,7 @@ def test_engines_beside_each_other_share_no_row(
         assert np.array_equal(rows, kept[name]), name
 
 
-def test_a_call_has_ended_when_one_of_its_shares_raises(
+def test_a_call_has_ended_when_one_of_its_requests_raises(
     deco: Exported, frames: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows are tried alone after it, in the same buffers."""
@@ -135,8 +135,8 @@ def test_a_call_has_ended_when_one_of_its_shares_raises(
                 raise RuntimeError("no memory")
 
     found = graph(deco, monkeypatch, Machine(apart, 2))
-    shares = tuple(Share(Request(name), (), ()) for name in ("first", "second"))
-    found._spread._calls[2] = Call(shares, at_once=True)
+    requests = tuple(Request(name) for name in ("first", "second"))
+    found._spread._calls[2] = Call(requests, at_once=True)
     with pytest.raises(RuntimeError, match="no memory"):
         found.run_on(first(frames, 2))
     assert sorted(ended) == ["first", "second"]
