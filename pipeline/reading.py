@@ -339,7 +339,10 @@ class FrameReader:
         self._stream.quarantine(self._whole(delivery), self._consumer, verdict)
 
     def _whole(self, delivery: Delivery) -> Delivery:
-        """The entry with its image, where one lies in shared memory: its place is free soon."""
+        """The entry with its image, where one lies in shared memory: its place is free soon.
+
+        As of any other entry, quarantine keeps half a megabyte of it.
+        """
         if b"slot" not in delivery.fields:
             return delivery
         try:

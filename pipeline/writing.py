@@ -100,7 +100,7 @@ class VerdictWriter:
             self._hurried.wait(self._patience_s(first, closing))
             self._hurried.clear()
             found = [first, *self._waiting(TOGETHER - 1)]
-            if len(found) == TOGETHER:  # whoever hurried may be left, behind them
+            if not self._found.empty():  # one that hurried may be left, behind them
                 self._hurried.set()
             self._answer(found)
 

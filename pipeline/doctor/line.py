@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from engines.backend import open_backend
 from engines.bundle import Bundle, open_bundle
@@ -18,7 +18,7 @@ from pipeline.doctor.check import Check, advice, fact, required
 from pipeline.doctor.machine import disk, port_free
 from pipeline.doctor.server import server_checks
 from pipeline.judging import categories_needed
-from pipeline.shared import memory_folder
+from pipeline.shared import MEMORY, memory_folder
 from pipeline.shared.layout import size_of
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def line_checks(settings: LineSettings) -> list[Check]:
     """Everything that only a configuration can tell."""
     bundle, opened = _open(settings.bundle)
     height, width = bundle.frame_size if bundle else (MODEL_SIDE, MODEL_SIDE)
-    inline = [camera for camera in settings.cameras if not settings.shares_memory(camera)]
-    frames_open = sum(camera.credits for camera in inline)  # whose images are in Redis
+    rings = _rings(settings, height * width * 3)
+    frames_open = sum(one.credits for one in settings.cameras if not rings.carry(one))
     return [
         opened,
         *(runs(settings, bundle) if bundle else []),
@@ -43,7 +43,7 @@ def line_checks(settings: LineSettings) -> list[Check]:
         *server(settings, height * width * 3, frames_open),
         *(check for camera in settings.cameras for check in camera_checks(camera, settings)),
         *_archive(settings),
-        *_memory(settings, height * width * 3),
+        *_memory(settings, rings),
         *ports(settings),
         *doors(settings),
         *access(settings.redis.access),
@@ -177,26 +177,46 @@ def _archive(settings: LineSettings) -> list[Check]:
     return [disk("disk of the archive", folder, archive.max_bytes)] if archive else []
 
 
-def _memory(settings: LineSettings, image_bytes: int) -> list[Check]:
-    """Room for rings, which a camera that is told to share needs, and for originals."""
-    sharing = [camera for camera in settings.cameras if settings.shares_memory(camera)]
-    is_told = any(camera.transport == "shared" for camera in sharing)
-    rings = sum(size_of(camera.credits, image_bytes) for camera in sharing)
-    originals = sum(camera.originals_bytes for camera in settings.cameras)
+class _Rings(NamedTuple):
+    """The shared memory of a line's cameras."""
+
+    there: Path  # where it is
+    free: int  # bytes there
+    sharing: tuple[CameraSettings, ...]  # who would have a ring
+    needed: int  # bytes of all rings
+
+    def carry(self, camera: CameraSettings) -> bool:
+        """Whether a camera's model inputs are not in Redis; one that is told has no choice."""
+        return camera in self.sharing and (camera.transport == "shared" or self.needed <= self.free)
+
+
+def _rings(settings: LineSettings, image_bytes: int) -> _Rings:
     folder = memory_folder(settings.run_dir).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    sharing = tuple(
+        camera
+        for camera in settings.cameras
+        if settings.shares_memory(camera) and (camera.transport == "shared" or folder == MEMORY)
+    )
+    needed = sum(size_of(camera.credits, image_bytes) for camera in sharing)
+    return _Rings(there, shutil.disk_usage(there).free, sharing, needed)
+
+
+def _memory(settings: LineSettings, rings: _Rings) -> list[Check]:
+    """Room for rings, which a camera that is told to share needs, and for originals."""
+    free, needed = rings.free, rings.needed
+    originals = sum(camera.originals_bytes for camera in settings.cameras)
     checks = []
-    if rings:
-        found, mend = _room(free, rings, there, "credits")
-        if is_told:
-            checks.append(required("memory for rings", free >= rings, found, mend))
+    if needed:
+        found, mend = _room(free, needed, rings.there, "credits")
+        if any(camera.transport == "shared" for camera in rings.sharing):
+            checks.append(required("memory for rings", free >= needed, found, mend))
         else:
             mend += " Until then images go through Redis, which costs more."
-            checks.append(advice("memory for rings", free >= rings, found, mend))
+            checks.append(advice("memory for rings", free >= needed, found, mend))
     if originals:
-        found, mend = _room(free, rings + originals, there, "originals_bytes")
-        checks.append(advice("memory for originals", free >= rings + originals, found, mend))
+        found, mend = _room(free, needed + originals, rings.there, "originals_bytes")
+        checks.append(advice("memory for originals", free >= needed + originals, found, mend))
     return checks
 
 

@@ -182,9 +182,11 @@ def test_memory_that_cameras_ask_for_is_weighed(tmp_path: Path) -> None:
     assert not named(checks, "memory for originals").required
     wanted = line_settings(tmp_path, transport="shared", credits=10**10)
     assert named(line_checks(wanted), "memory for rings").refuses
-    by_itself = named(line_checks(line_settings(tmp_path, credits=10**10)), "memory for rings")
-    assert not by_itself.ok
-    assert not by_itself.required
+    by_itself = line_checks(line_settings(tmp_path, credits=10**10))
+    assert not named(by_itself, "memory for rings").ok
+    assert not named(by_itself, "memory for rings").required
+    assert named(by_itself, "redis maxmemory").refuses  # where they would go instead
+    assert named(line_checks(line_settings(tmp_path, credits=100)), "redis maxmemory").ok
     checks = line_checks(line_settings(tmp_path, transport="inline"))
     assert not any(check.name.startswith("memory for") for check in checks)
 

@@ -69,6 +69,24 @@ def test_without_memory_to_share_images_travel_inline(
         assert stream.ledger("left").passed == len(seen) == 3
 
 
+def test_no_disk_is_taken_for_memory(
+    tmp_path: Path,
+    grey_bundle: Path,
+    redis_url: str,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a host without shared memory a camera sends inline, unless it is told otherwise."""
+    write_parts(tmp_path / "parts", 3)
+    line = line_of(tmp_path, grey_bundle, redis_url, namespace)
+    ours = line.model_copy(update={"redis": line.redis.model_copy(update={"owned": True})})
+    for room in ("pipeline.ingest", "pipeline.shared.places"):
+        monkeypatch.setattr(f"{room}.MEMORY", tmp_path / "nowhere")
+    with open_stream(redis_url, namespace) as stream, answering(stream) as seen:
+        run_ingest(ours, "left", threading.Event())
+        assert stream.ledger("left").passed == len(seen) == 3
+
+
 def test_packed_images_arrive_as_they_were(tmp_path: Path, redis_url: str) -> None:
     """A camera's codec changes the bytes on the stream, and nothing that an inspector sees."""
     stream, journal, taking = intake_on(redis_url, tmp_path, codec="lz4")

@@ -21,7 +21,7 @@ from engines.images import read_image
 from pipeline import crew
 from pipeline.config import load_line
 from pipeline.shared import FRAMES, FrameRing, FrameRings, shared_path, shared_paths
-from pipeline.supervisor import run_line
+from pipeline.supervisor import Server, _environment, run_line
 from tests.tiny_line import shared_bundle, write_line, write_parts
 from tests.waiting import wait_for
 
@@ -71,6 +71,15 @@ def test_a_line_in_shared_memory_leaves_none_behind(tmp_path: Path, grey_bundle:
         part = tmp_path / "parts" / f"{number:04d}.png"
         assert (read_image(original) == read_image(part)).all()
     assert not shared_paths(tmp_path / "run")
+
+
+def test_only_a_server_of_its_own_says_that_all_roles_are_here(
+    tmp_path: Path, grey_bundle: Path
+) -> None:
+    """Of one that is given, cameras do not know who else reads them there."""
+    line = load_line(write_line(tmp_path, grey_bundle))
+    assert "ASSAYLINE_REDIS__OWNED" in _environment(line, Server("", tmp_path))
+    assert "ASSAYLINE_REDIS__OWNED" not in _environment(line, Server("redis://plant:6379"))
 
 
 def test_a_line_that_ends_leaves_the_memory_of_a_living_camera(

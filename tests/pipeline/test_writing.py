@@ -181,6 +181,23 @@ def test_answers_of_a_busy_worker_wait_for_others(  # noqa: PLR0917 - fixtures
     assert len({verdict.decided_ns for verdicts in sent for verdict in verdicts}) == len(batches)
 
 
+def test_answers_that_come_one_by_one_fill_their_round_trips(
+    bundle: Bundle, redis_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full one leaves the next no hurry of its own: it gathers as well."""
+    monkeypatch.setattr(writing, "GATHER_S", (1.0, 1.0))
+    monkeypatch.setattr(FrameReader, "is_busy", True)
+    with desk(redis_url, namespace, bundle) as here:
+        sent = round_trips(here.stream, monkeypatch)
+        admit(here.stream, SLOTS)
+        with here.writer:
+            for part in here.take(SLOTS):
+                here.writer.put(found(part))
+                time.sleep(0.02)
+            wait_for(lambda: sum(map(len, sent)) == SLOTS)
+    assert [len(verdicts) for verdicts in sent] == [TOGETHER] * (SLOTS // TOGETHER)
+
+
 def test_an_answer_near_its_gate_waits_for_none_before_it(
     bundle: Bundle, redis_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
