@@ -54,7 +54,6 @@ class DepthMix:
         self._steps = depths.steps
         self._shares = [0.0] * len(depths.steps)
         self._shares[-1] = 1.0
-        self._below: dict[int, float] = {}  # answers of ``steps_below``, asked each turn
         self.share_made = 1.0  # of planned calls: the rest is spared by leaving early
 
     def note_made(self, made: int, planned: int) -> None:
@@ -66,7 +65,6 @@ class DepthMix:
         """One frame took ``plan``; at its ``limit`` it may have wanted any deeper one."""
         beyond = self._shares[limit:] if plan == limit else []
         total = sum(beyond)
-        self._below.clear()
         self._shares = [(1 - WEIGHT) * share for share in self._shares]
         if total <= 0:
             self._shares[plan] += WEIGHT
@@ -76,10 +74,8 @@ class DepthMix:
 
     def steps_below(self, limit: int) -> float:
         """Mean denoiser calls of a frame, were no plan above ``limit`` taken."""
-        if limit not in self._below:
-            shares, most = zip(self._shares, self._steps, strict=True), self._steps[limit]
-            self._below[limit] = sum(share * min(steps, most) for share, steps in shares)
-        return self._below[limit]
+        shares = zip(self._shares, self._steps, strict=True)
+        return sum(share * min(steps, self._steps[limit]) for share, steps in shares)
 
     def stepping_below(self, limit: int) -> float:
         """Share of frames that would make at least one call."""

@@ -19,7 +19,7 @@ from pipeline.journal import Journal, journal_path
 from pipeline.originals import Originals
 from pipeline.pulse import beating
 from pipeline.recording import Recorder
-from pipeline.shared import FRAMES, MEMORY, ORIGINALS, FrameRing, remove, shared_path
+from pipeline.shared import FRAMES, ORIGINALS, FrameRing, remove, shared_path, wants_ring
 from pipeline.sources import open_source
 from pipeline.sources.source import Exposure
 from pipeline.stream import open_stream
@@ -82,8 +82,7 @@ def _ring(
     A camera that is not told to share does not where that memory is not to be had.
     """
     path = shared_path(settings.run_dir, camera.name, FRAMES)
-    is_memory = path.is_relative_to(MEMORY)  # else it would be a disk, which has to be asked for
-    if settings.shares_memory(camera) and (is_memory or camera.transport == "shared"):
+    if wants_ring(settings, camera):
         try:
             return FrameRing(path, camera.credits, size[0] * size[1] * 3)
         except BadConfig as error:

@@ -18,7 +18,7 @@ from pipeline.doctor.check import Check, advice, fact, required
 from pipeline.doctor.machine import disk, port_free
 from pipeline.doctor.server import server_checks
 from pipeline.judging import categories_needed
-from pipeline.shared import MEMORY, memory_folder
+from pipeline.shared import memory_folder, wants_ring
 from pipeline.shared.layout import size_of
 
 if TYPE_CHECKING:
@@ -193,11 +193,7 @@ class _Rings(NamedTuple):
 def _rings(settings: LineSettings, image_bytes: int) -> _Rings:
     folder = memory_folder(settings.run_dir).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    sharing = tuple(
-        camera
-        for camera in settings.cameras
-        if settings.shares_memory(camera) and (camera.transport == "shared" or folder == MEMORY)
-    )
+    sharing = tuple(camera for camera in settings.cameras if wants_ring(settings, camera))
     needed = sum(size_of(camera.credits, image_bytes) for camera in sharing)
     return _Rings(there, shutil.disk_usage(there).free, sharing, needed)
 

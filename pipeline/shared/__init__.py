@@ -23,20 +23,19 @@ from __future__ import annotations
 from pipeline.shared.layout import REFERENCE, checksum
 from pipeline.shared.places import (
     FRAMES,
-    MEMORY,
     ORIGINALS,
     memory_folder,
     remove,
     remove_shared,
     shared_path,
     shared_paths,
+    wants_ring,
 )
 from pipeline.shared.reader import FrameRings, LostImage
 from pipeline.shared.writer import FrameRing
 
 __all__ = [
     "FRAMES",
-    "MEMORY",
     "ORIGINALS",
     "REFERENCE",
     "FrameRing",
@@ -48,4 +47,5 @@ __all__ = [
     "remove_shared",
     "shared_path",
     "shared_paths",
+    "wants_ring",
 ]

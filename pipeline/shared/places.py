@@ -11,8 +11,12 @@ import shutil
 import stat
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engines.contracts import BadConfig
+
+if TYPE_CHECKING:
+    from pipeline.config import CameraSettings, LineSettings
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - names in it are our own and checked for their owner
 FRAMES, ORIGINALS = "frames", "originals"  # kinds of shared memory
@@ -22,6 +26,15 @@ PATIENCE_S, LOOK_S = 0.5, 0.01  # of a start, for the end of its forerunner
 def memory_folder(run_dir: Path) -> Path:
     """Where this host keeps shared memory."""
     return MEMORY if MEMORY.is_dir() else run_dir
+
+
+def wants_ring(settings: LineSettings, camera: CameraSettings) -> bool:
+    """Whether a camera's model inputs go through a ring, if there is room for one.
+
+    Never by itself where that would be on a disk: this has to be asked for.
+    """
+    is_memory = memory_folder(settings.run_dir) == MEMORY
+    return settings.shares_memory(camera) and (is_memory or camera.transport == "shared")
 
 
 def shared_path(run_dir: Path, camera: str, kind: str) -> Path:

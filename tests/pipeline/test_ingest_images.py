@@ -12,7 +12,7 @@ import pytest
 from engines.contracts import BadConfig, Frame, Reason, UInt8
 from engines.images import read_image, to_model_input
 from pipeline import intake
-from pipeline.config import ArchiveSettings, SinkSettings
+from pipeline.config import ArchiveSettings, LineSettings, SinkSettings
 from pipeline.ingest import run_ingest
 from pipeline.journal import Journal, journal_path
 from pipeline.originals import original_of, originals_folder
@@ -30,6 +30,11 @@ from tests.tiny_line import SIZE, good_part, shared_bundle, write_parts
 def grey_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle that measures grey."""
     return shared_bundle(tmp_path_factory.getbasetemp())
+
+
+def beside_its_own_server(line: LineSettings) -> LineSettings:
+    """The same line, had it started the server that it is given."""
+    return line.model_copy(update={"redis": line.redis.model_copy(update={"owned": True})})
 
 
 def test_images_in_shared_memory_are_bounded_by_the_credits(
@@ -56,7 +61,6 @@ def test_without_memory_to_share_images_travel_inline(
     """A camera that shares by itself goes on where it may not; one that was told to does not."""
     write_parts(tmp_path / "parts", 3)
     line = line_of(tmp_path, grey_bundle, redis_url, namespace)
-    ours = line.model_copy(update={"redis": line.redis.model_copy(update={"owned": True})})
     told = line_of(tmp_path, grey_bundle, redis_url, namespace, transport="shared")
     with (
         FrameRing(shared_path(line.run_dir, "left", FRAMES), 2, 12),
@@ -65,7 +69,7 @@ def test_without_memory_to_share_images_travel_inline(
     ):
         with pytest.raises(BadConfig, match="cannot be had"):
             run_ingest(told, "left", threading.Event())
-        run_ingest(ours, "left", threading.Event())
+        run_ingest(beside_its_own_server(line), "left", threading.Event())
         assert stream.ledger("left").passed == len(seen) == 3
 
 
@@ -79,11 +83,9 @@ def test_no_disk_is_taken_for_memory(
     """On a host without shared memory a camera sends inline, unless it is told otherwise."""
     write_parts(tmp_path / "parts", 3)
     line = line_of(tmp_path, grey_bundle, redis_url, namespace)
-    ours = line.model_copy(update={"redis": line.redis.model_copy(update={"owned": True})})
-    for room in ("pipeline.ingest", "pipeline.shared.places"):
-        monkeypatch.setattr(f"{room}.MEMORY", tmp_path / "nowhere")
+    monkeypatch.setattr("pipeline.shared.places.MEMORY", tmp_path / "nowhere")
     with open_stream(redis_url, namespace) as stream, answering(stream) as seen:
-        run_ingest(ours, "left", threading.Event())
+        run_ingest(beside_its_own_server(line), "left", threading.Event())
         assert stream.ledger("left").passed == len(seen) == 3
 
 

@@ -193,7 +193,7 @@ def test_answers_that_come_one_by_one_fill_their_round_trips(
         with here.writer:
             for part in here.take(SLOTS):
                 here.writer.put(found(part))
-                time.sleep(0.02)
+                time.sleep(0.02)  # one by one: the writer wakes before the next comes
             wait_for(lambda: sum(map(len, sent)) == SLOTS)
     assert [len(verdicts) for verdicts in sent] == [TOGETHER] * (SLOTS // TOGETHER)
 
