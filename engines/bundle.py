@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -115,7 +116,7 @@ class Manifest(BaseModel):
     files: Annotated[dict[str, str], Field(max_length=MAX_MEMBERS)]  # name -> sha256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Bundle:
     """An opened bundle whose every file has the hash that its manifest names."""
 
@@ -127,12 +128,12 @@ class Bundle:
         """Where one of the bundle's files lies."""
         return self.folder / name
 
-    @property
+    @cached_property
     def tiling(self) -> Tiling:
         """How frames are cut into model inputs."""
         return Tiling.of(self.manifest.configuration, self.manifest.image_size)
 
-    @property
+    @cached_property
     def frame_size(self) -> tuple[int, int]:
         """(H, W) of a frame on the stream: the model input's, unless it is cut into several."""
         return self.tiling.frame_size

@@ -82,9 +82,7 @@ class Tail(BaseModel):
         if at == len(self.scores) - 1:
             above = (score - self.scores[at]) / (self.scale * LN10)
             return min(self.surprises[at] + above, sys.float_info.max)
-        run = self.scores[at + 1] - self.scores[at]
-        rise = self.surprises[at + 1] - self.surprises[at]
-        return self.surprises[at] + rise / run * (score - self.scores[at])
+        return _on_line(at, score, self.scores, self.surprises)
 
     def surprise_of(self, values: NDArray[np.floating]) -> Float64:
         """The surprise of every value of an array of any shape, as ``surprise`` gives it."""
@@ -104,7 +102,10 @@ class Tail(BaseModel):
             return self.scores[0] - self._lower_scale() * (first / surprise - 1)
         if surprise > last:
             return self.scores[-1] + (surprise - last) * self.scale * LN10
-        return float(np.interp(surprise, self.surprises, self.scores))
+        at = bisect_right(self.surprises, surprise) - 1
+        if at == len(self.scores) - 1:
+            return self.scores[at]
+        return _on_line(at, surprise, self.surprises, self.scores)
 
     def _lower_scale(self) -> float:
         """Width of the fall below the smallest knot; its slope continues the first segment's."""
@@ -112,6 +113,12 @@ class Tail(BaseModel):
             return self.scale
         run = self.scores[1] - self.scores[0]
         return run * self.surprises[0] / (self.surprises[1] - self.surprises[0])
+
+
+def _on_line(at: int, x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Where the line through the knots ``at`` and ``at`` + 1 is at ``x``."""
+    slope = (ys[at + 1] - ys[at]) / (xs[at + 1] - xs[at])
+    return ys[at] + slope * (x - xs[at])
 
 
 def _knots(ordered: Float64, body: int) -> tuple[Float64, Float64]:

@@ -27,9 +27,9 @@ from pipeline.urgency import hurry
 from pipeline.wire import FrameHead, undecided
 
 LEAST_MS, PERIOD_MS = 1.0, 5.0  # between looks
-# Between looks while no open frame is near its gate: of the nearest gate a quarter, but no more
-# than is short, or a tenth, but no more than is long.
-REST_QUARTER_MS, REST_TENTH_MS = 25.0, 100.0
+# Between looks while no open frame is near its gate: a share of the nearest gate, but no more than
+# so long; the longest of these.
+RESTS_MS = ((1 / 4, 25.0), (1 / 10, 100.0), (1 / 100, 500.0))
 BACK_OFF_S = 0.2
 LATE_AT_FIRST_MS = 50.0  # what is assumed before anything has been measured
 LATE_MAX_MS = 1000.0  # a machine that sleeps longer than this is beyond what a margin can mend
@@ -209,7 +209,7 @@ def _rest_ms(gates_ms: Iterable[float]) -> float:
     Each look wakes two processes, whose memory the engine has swept out of the caches meanwhile.
     """
     gate_ms = min(gates_ms, default=0.0)
-    return max(min(REST_QUARTER_MS, gate_ms / 4), min(REST_TENTH_MS, gate_ms / 10))
+    return max(min(most_ms, gate_ms * share) for share, most_ms in RESTS_MS)
 
 
 def _most_ms(gate_ms: float) -> float:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import threading
 import time
 
-from engines.contracts import Reason, StreamFull, StreamLost
+from engines.contracts import Reason, StreamLost
+from pipeline.admission import Admission
 from pipeline.config import CameraSettings
 from pipeline.framing import Framing
 from pipeline.journal import Journal
@@ -28,7 +29,7 @@ ROLE = "ingest"
 SETTLE_S = 0.25  # how often the journal learns what has been answered
 LOOK_S = 0.02  # how often a waiting source looks for a server or a sink that is away
 REST_S = (0.002, 0.5)  # before it looks for credits again: a look wakes the server
-WORTH = 0.25  # of its credits, which it waits for: frames together cost half of frames one by one
+IN_A_ROW_S = 0.0125  # from one exposure to the next, which its frame may wait for
 RETRY_MAX_S = 2.0
 OWED_MAX = 50_000  # frames journalled while the server is away; then the source has to wait
 BEHIND_MAX = 1_000  # frames that no sink has acted on; a source that can wait lets it catch up
@@ -54,25 +55,24 @@ class Intake:
         self._journal = journal
         self._camera = camera
         self._framing = Framing(stream, camera, size)
-        self._ring = ring  # None: images travel inline
+        self._admission = Admission(stream, camera, ring)
         self._originals = originals
         self._least_left_ms = least_left_ms  # to its gate, of a part that is admitted
         self._epoch = 0
         self._counter = 0
-        self._credits = 0
         self._settle_at = 0.0  # monotonic seconds
         self._retry_at = 0.0  # monotonic seconds; only meaningful while failures > 0
         self._failures = 0  # consecutive, of the server
-        self._is_full = False  # the server, at the last attempt
         self._knows_sink = False  # whether any server has met one
         self._waits = False  # whether a frame was open at the last look
-        self._free = 0  # credits at the last look, whether worth having or not
-        self._credit_s = LOOK_S / self._worth  # that one takes to come
+        self._credit_s = LOOK_S / self._admission.worth  # that one takes to come
+        self._ready_s = 0.0  # monotonic seconds: since when the next exposure may come
         self.sight = self._framing.sight
         self._resume()
 
     def take(self, exposure: Exposure) -> FrameHead:
         """Admit one exposure, or answer for it; what it is known by from now on."""
+        in_a_row = time.monotonic() - self._ready_s < IN_A_ROW_S
         self._counter += 1
         frame = self._framing.frame(exposure, f"{self._camera.name}/{self._epoch}-{self._counter}")
         head = head_of(frame) if isinstance(frame, FrameEntry) else frame
@@ -84,15 +84,16 @@ class Intake:
             self._originals.keep(head.frame_id, exposure.image)
         try:
             if not self._connect():  # else it has been answered with all that was owed
-                self._send(frame, head)
+                self._send(frame, head, in_a_row)
             self._settle()
         except StreamLost as error:
             self._lose(error)
+        self._ready_s = time.monotonic()
         return head
 
     def wait_for_room(self, stop: threading.Event) -> None:
         """Where frames can wait at their source: return when the next one would be admitted."""
-        began_s, self._free, lacks_credits = time.monotonic(), 0, True
+        began_s, lacks_credits = time.monotonic(), True
         while self._must_wait() and not stop.wait(self._rest_s):
             lacks_credits &= not self._is_forsaken
             try:
@@ -100,8 +101,9 @@ class Intake:
                 self._settle()
             except StreamLost as error:
                 self._lose(error)
+        self._ready_s = time.monotonic()
         if lacks_credits:
-            self._learn(time.monotonic() - began_s)
+            self._learn(self._ready_s - began_s)
 
     @property
     def _is_forsaken(self) -> bool:
@@ -114,13 +116,14 @@ class Intake:
         if self._is_forsaken:
             return LOOK_S
         least_s, most_s = REST_S
-        missing = max(1, self._worth - self._free)
+        missing = max(1, self._admission.worth - self._admission.free)
         return min(most_s, max(least_s, missing * self._credit_s))
 
     def _learn(self, waited_s: float) -> None:
         """How long a credit takes to come, half by this wait and half by those before."""
-        if waited_s > REST_S[0] and self._credits:
-            self._credit_s = (self._credit_s + waited_s / self._credits) / 2
+        come = self._admission.credits
+        if waited_s > REST_S[0] and come:
+            self._credit_s = (self._credit_s + waited_s / come) / 2
 
     def finish(self, stop: threading.Event) -> None:
         """Return when every frame is answered, and as a rule acted on.
@@ -156,80 +159,31 @@ class Intake:
                 self._lose(error)
             time.sleep(LOOK_S)
 
-    def _send(self, frame: FrameEntry | FrameHead, head: FrameHead) -> None:
+    def _send(self, frame: FrameEntry | FrameHead, head: FrameHead, in_a_row: bool) -> None:
         if isinstance(frame, FrameHead):
             self._refuse(head, Reason.BAD_FRAME)
         elif self._comes_late(head):
             self._refuse(head, Reason.DEADLINE)
-        elif not self._has_credit():
-            self._refuse(head, Reason.OVERRUN)
-        elif self._ring is None:
-            self._admit(frame, head)
-        elif slot := self._ring.put(frame.frame_id, frame.image):
-            self._admit(frame, head, slot)
-        else:
-            self._credits = 0  # more were counted than there are places: who is open is asked anew
-            self._refuse(head, Reason.OVERRUN)
+        elif refused := self._admission.take(frame, head, in_a_row=in_a_row):
+            self._refuse(head, refused)
 
     def _comes_late(self, head: FrameHead) -> bool:
         """Whether its gate is so near that the gate keeper might see the part too late."""
         left_ms = (head.deadline_ns - self._stream.estimated_now_ns()) / 1e6
         return left_ms < self._least_left_ms
 
-    def _admit(self, frame: FrameEntry, head: FrameHead, slot: bytes = b"") -> None:
-        codec = self._camera.codec
-        try:
-            self._stream.admit(frame, begun=True, slot=slot, codec=codec, head=head)
-        except StreamFull as error:
-            if self._camera.overrun == "wait":  # its source waits until there is room
-                raise
-            self._note_full(error)  # nobody waits for room until the part is at its gate
-            self._credits = 0  # with the next look its place in the ring is free again
-            self._refuse(head, Reason.TRANSPORT)
-            return
-        self._is_full = False
-        self._credits -= 1
-        facts.count("frames_admitted_total", camera=frame.camera, recipe=frame.recipe)
-
-    def _note_full(self, error: StreamFull) -> None:
-        if not self._is_full:
-            facts.event("stream_full", level="error", sentence=str(error))
-        self._is_full = True
-
     def _refuse(self, head: FrameHead, reason: Reason) -> None:
+        self._admission.send()  # ids ascend: whoever came before would be a repeat
         self._stream.refuse(undecided(head, reason, self._stream.now_ns()), begun=True)
         facts.count("frames_refused_total", camera=head.camera, recipe=head.recipe, reason=reason)
-
-    def _has_credit(self, least: int = 1) -> bool:
-        """Whether one more frame may be open; asks the server only when the last answer is used.
-
-        Then ``least`` frames or none.
-        """
-        if self._credits <= 0:
-            self._free = self._ask_credits()
-            self._credits = self._free if self._free >= least else 0
-        return self._credits > 0
-
-    def _ask_credits(self) -> int:
-        """Ask how many more frames may be open; with a ring, which ones are, too."""
-        name, budget = self._camera.name, self._camera.credits
-        if self._ring is None:
-            return self._stream.credits(name, budget)
-        open_ids = self._stream.open_ids(name)
-        self._ring.release_all_but(open_ids)
-        return budget - len(open_ids)
-
-    @property
-    def _worth(self) -> int:
-        """Credits that a waiting source waits for."""
-        return max(1, int(WORTH * self._camera.credits))
 
     def _must_wait(self) -> bool:
         can_wait, owed = self._camera.overrun == "wait", len(self._journal.owed)
         if self._failures:
             return can_wait or owed >= OWED_MAX
         try:
-            return can_wait and (owed >= BEHIND_MAX or not self._has_credit(self._worth))
+            is_behind = owed >= BEHIND_MAX
+            return can_wait and (is_behind or not self._admission.has_credit(self._admission.worth))
         except StreamLost as error:
             self._lose(error)
             return True
@@ -240,6 +194,7 @@ class Intake:
         if now < self._settle_at and not at_once:
             return
         self._settle_at = now + SETTLE_S
+        self._admission.send()  # what is owed and unknown to the server would count as acted on
         standing = self._stream.standing(self._camera.name, knows_sink=self._knows_sink)
         if self._stream.server_incarnation() != self._journal.incarnation:
             self._resume()  # that server's empty open set does not mean answered
@@ -278,6 +233,7 @@ class Intake:
 
         What was answered and perhaps not acted on is answered again; the sink knows what it did.
         """
+        self._admission.forget()  # what was not sent is owed, and answered like what was lost
         incarnation = self._stream.server_incarnation()
         restarted = incarnation != self._journal.incarnation
         if restarted:
@@ -288,7 +244,6 @@ class Intake:
         # After any loss: ids of this epoch may be refused for ever, where someone else has thrown a
         # later one into the stream.
         self._epoch, self._counter = self._stream.begin_epoch(self._camera.name), 0
-        self._credits = 0
         self._settle(at_once=True)
 
     def _answer_owed(self, reason: Reason, also_open: bool = True) -> None:

@@ -262,12 +262,17 @@ class FrameReader:
             return
         self._renewed_s = time.monotonic()
         with self._changed:
-            mine = [held.delivery for held in self._held.values()]
-        self._pulse.beat(ROLE, self._consumer, str(len(mine)))
+            held = list(self._held.values())
+        self._pulse.beat(ROLE, self._consumer, str(len(held)))
         facts.gauge("worker_beat_timestamp_seconds", time.time())
-        facts.gauge("frames_in_flight", len(mine))
-        if mine:
+        facts.gauge("frames_in_flight", len(held))
+        if mine := [one.delivery for one in held if self._is_old(one)]:
             self._stream.renew(self._consumer, mine)
+
+    def _is_old(self, held: Held) -> bool:
+        """Whether the next renewal might come too late for a frame."""
+        least_ms = min(self._settings.renew_ms, self._settings.reclaim_idle_ms // 4)
+        return self._stream.estimated_now_ns() - held.read_ns >= least_ms * 1_000_000
 
     def _reclaim(self) -> None:
         """Take over what another worker has let go cold."""

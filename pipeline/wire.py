@@ -30,7 +30,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from operator import attrgetter
+from typing import Annotated, Any, Literal, Self
 
 import lz4.block
 import numpy as np
@@ -46,6 +47,7 @@ MAX_PICTURE_BYTES = 64_000_000  # of a mask, picture or map that comes with a ve
 LZ4_RATIO_MAX = 255  # nothing becomes more than so many times smaller
 CAMERA_NAME = r"[A-Za-z0-9_.-]{1,64}"
 ENTRY_ID = r"[0-9]{1,15}-[0-9]{1,15}"  # below 2^53, so that scripts compare it exactly
+FRAME_ID = re.compile(f"({CAMERA_NAME})/({ENTRY_ID})", re.ASCII)
 
 Text = Annotated[str, Field(max_length=256)]
 Side = Annotated[int, Field(ge=1, le=65_536)]
@@ -115,16 +117,15 @@ class FrameHead(BaseModel):
 
 def split_frame_id(frame_id: str) -> tuple[str, str]:
     """Camera and entry id of ``<camera>/<epoch>-<counter>``; ``ValueError`` if it is none."""
-    if not re.fullmatch(f"{CAMERA_NAME}/{ENTRY_ID}", frame_id, re.ASCII):
+    if not (found := FRAME_ID.fullmatch(frame_id)):
         raise ValueError(f"{frame_id!r} is not a frame id: <camera>/<epoch>-<counter> is expected")
-    camera, entry_id = frame_id.rsplit("/", 1)
-    return camera, entry_id
+    return found[1], found[2]
 
 
 def head_of(frame: FrameEntry | Verdict) -> FrameHead:
     """What is known about the part, from its frame or from its verdict (whose deadline is past)."""
     if isinstance(frame, FrameEntry):
-        known = {name: getattr(frame, name) for name in _SHARED}
+        known = _shared_of(frame)
         known["image_size"] = frame.image.shape[:2]
     else:
         known = {name: getattr(frame, name) for name in _SHARED if name in Verdict.model_fields}
@@ -188,7 +189,7 @@ def entry_from(fields: Mapping[bytes, bytes], fetch: Fetch | None = None) -> Fra
         image = fetch(head.frame_id, slot, (h, w))
     else:
         image = _image_in(fields, head.frame_id, (h, w))
-    return FrameEntry(image=image, **{name: getattr(head, name) for name in _SHARED})
+    return FrameEntry(image=image, **_shared_of(head))
 
 
 def _image_in(fields: Mapping[bytes, bytes], frame_id: str, size: tuple[int, int]) -> UInt8:
@@ -275,3 +276,9 @@ def _first(error: ValidationError) -> str:
 _SHARED = tuple(
     name for name in FrameHead.model_fields if name not in ("schema_version", "image_size")
 )
+_SHARED_BY = attrgetter(*_SHARED)
+
+
+def _shared_of(frame: FrameEntry | FrameHead) -> dict[str, Any]:
+    """What a frame and its head say alike."""
+    return dict(zip(_SHARED, _SHARED_BY(frame), strict=True))

@@ -1,7 +1,8 @@
 """A whole line for a bench: its own server, the real roles, frames that are drawn beforehand.
 
 It runs as ``assayline run`` runs one, in a folder of its own; settings in the environment do not
-reach it. Who spends how much processor time is read from outside, by role.
+reach it. Who spends how much processor time is read from outside, by role. What was decided is read
+from the line's log when all is over: who followed its verdicts would be one more to serve.
 """
 
 from __future__ import annotations
@@ -16,28 +17,28 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import yaml
 
 from engines.bundle import open_bundle
-from engines.contracts import EngineFault, Reason
+from engines.contracts import EngineFault, Reason, Verdict
 from pipeline.config import load_line
 from pipeline.lanes import Lane
-from pipeline.takes import no_overrides, run_watched
-
-if TYPE_CHECKING:
-    from pipeline.stream import VerdictDelivery
+from pipeline.recording import read_verdicts
+from pipeline.supervisor import run_line
+from pipeline.takes import no_overrides
 
 CAMERA, SERVER, ENGINE = "bench", "server", "engine"
 WORKER = "inspect"  # the role, and its thread that runs the engine
 ROLES = ("ingest", WORKER, "sink", SERVER)
 PARTS, DRAWN, SEED, JITTER = ("board", "disc", "fabric"), 48, 5, 0.1
 DEFECT_RATE = 0.1
+LOG = "verdicts.jsonl"
 TRANSPORT = "shared"  # as a line with a server of its own has it, and never less for want of room
 FAR_MS = 60_000  # a gate so far off that nothing is cut short: parts may wait as long as they do
-LOOK_S, SEARCH_S = 0.25, 1.0  # between looks, which cost the line time, and searches for processes
+LOOK_S, SEARCH_S = 0.5, 1.0  # between looks, which cost the line time, and searches for processes
 LATE = {Reason.DEADLINE, Reason.OVERRUN}  # what load does to a line
 
 
@@ -64,9 +65,8 @@ class Seen:
     residual: int = 0
     looks: list[Look] = field(default_factory=list)
 
-    def add(self, delivery: VerdictDelivery) -> None:
+    def add(self, verdict: Verdict) -> None:
         """Note one verdict."""
-        verdict = delivery.verdict
         self.decided_ns.append(verdict.decided_ns)
         if verdict.reason is not None:
             self.without_evidence[verdict.reason] += 1
@@ -123,8 +123,10 @@ def run_stage(
         source = simulator(frames, rate_hz, open_bundle(bundle).frame_size)
         line = _written(folder, bundle, source, gate_ms)
         with _watched_cpu(folder, seen, stop, idle_s):
-            report = run_watched(load_line(line), line, seen.add, stop)
-    seen.residual = report["residual"]
+            ledgers = run_line(load_line(line), stop, line)
+        for verdict in read_verdicts(folder / LOG):
+            seen.add(verdict)
+    seen.residual = sum(ledger.residual for ledger in ledgers.values())
     return seen
 
 
@@ -134,7 +136,7 @@ def _written(folder: Path, bundle: Path, source: dict[str, Any], gate_ms: float)
         "bundle": str(bundle.resolve()),
         "run_dir": str(folder),
         "cameras": [{"name": CAMERA, "source": source, "gate_ms": gate_ms, "transport": TRANSPORT}],
-        "sinks": {"jsonl": {}, "archive": {}, "reject": {}},
+        "sinks": {"jsonl": {"path": str(folder / LOG)}, "archive": {}, "reject": {}},
         "dashboard": {"enabled": False},
         "log_level": "warning",
     }
@@ -148,17 +150,33 @@ def _watched_cpu(
     folder: Path, seen: Seen, stop: threading.Event, idle_s: float | None
 ) -> Iterator[None]:
     """Look at the processes of the line in this folder every now and then."""
-    roles = Roles(folder)
+    roles, log = Roles(folder), Log(folder / LOG)
 
     def watch(closing: threading.Event) -> None:
         while not closing.wait(LOOK_S):
-            seen.looks.append(Look(time.monotonic(), len(seen.decided_ns), roles.cpu_s()))
+            seen.looks.append(Look(time.monotonic(), log.verdicts(), roles.cpu_s()))
             if idle_s is not None and _quiet_s(seen) > idle_s:
                 stop.set()
                 return  # how the line ends is no part of its idling
 
     with Lane("cpu", watch):
         yield
+
+
+class Log:
+    """How many verdicts a line has logged so far."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._at = self._lines = 0
+
+    def verdicts(self) -> int:
+        """Lines by now; only what is new is read."""
+        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
+            file.seek(self._at)
+            new = file.read()
+            self._at, self._lines = self._at + len(new), self._lines + new.count(b"\n")
+        return self._lines
 
 
 def _quiet_s(seen: Seen) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pipeline.stream.facts import Delivery, Ledger, Memory, Standing, VerdictDelivery, ledger_field
-from pipeline.stream.frames import Stream, open_stream
+from pipeline.stream.frames import Placed, Stream, open_stream
 
 __all__ = [
     "Delivery",
     "Ledger",
     "Memory",
+    "Placed",
     "Standing",
     "Stream",
     "VerdictDelivery",

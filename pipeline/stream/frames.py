@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from engines.contracts import BadFrame, Reason, Verdict
 from pipeline.stream.facts import Delivery, Keys, ledger_field
@@ -51,6 +52,14 @@ def open_stream(url: str, namespace: str = "assayline") -> Iterator[Stream]:
         stream.close()
 
 
+class Placed(NamedTuple):
+    """A frame whose image lies in shared memory."""
+
+    entry: FrameEntry
+    slot: bytes  # where
+    head: FrameHead | None = None  # the entry's, where there is one already
+
+
 class Stream(Verdicts):
     """All of Redis that Assayline uses; may be shared by threads."""
 
@@ -84,12 +93,11 @@ class Stream(Verdicts):
         needs room. So does, with ``begun``, a server that has not begun this epoch, since it was
         lost in between.
         """
+        if slot:
+            return self.admit_placed([Placed(entry, slot, head)], begun=begun) > 0
         keys, entry_id = self._place(entry.frame_id)
         fields = to_fields(entry, slot, codec, head)
         payload = [part for field in fields.items() for part in field]
-        if slot:
-            told = _admission_arguments(entry_id, entry.deadline_ns, fields["head"], begun=begun)
-            return bool(self._run("admit", _admission_keys(keys), *told, *payload))
         opening = self._admission(keys, entry_id, entry.deadline_ns, fields["head"], begun=begun)
         with self._translated():
             taken, added = self._transact(opening, ("XADD", keys.frames, entry_id, *payload))
@@ -103,6 +111,24 @@ class Stream(Verdicts):
                 if is_refusal(refusal):
                     raise refusal
         return bool(taken)
+
+    def admit_placed(self, placed: Sequence[Placed], *, begun: bool = False) -> int:
+        """``admit`` for frames of one camera whose images lie in shared memory, by one script.
+
+        How many were new. They come in the order of their ids; where the server cannot take one
+        (StreamLost), neither has it taken those after it.
+        """
+        if not placed:
+            return 0
+        keys, _ = self._place(placed[0].entry.frame_id)
+        told: list[Word] = [int(begun)]
+        for one in placed:
+            _, entry_id = self._place(one.entry.frame_id)
+            fields = to_fields(one.entry, one.slot, head=one.head)
+            payload = [part for field in fields.items() for part in field]
+            told += _opening(entry_id, one.entry.deadline_ns, fields["head"], len(payload))
+            told += payload
+        return int(self._run("admit", _admission_keys(keys), *told))
 
     def refuse(self, verdict: Verdict, *, begun: bool = False) -> bool:
         """Answer a frame that reaches no inspector (overrun, a lost server): False if answered.
@@ -315,7 +341,7 @@ class Stream(Verdicts):
         begun: bool,
     ) -> tuple[Word, ...]:
         # EVAL with its text, not EVALSHA: an unknown script would fail inside MULTI, alone.
-        told = _admission_arguments(entry_id, deadline_ns, head, begun=begun)
+        told = (int(begun), *_opening(entry_id, deadline_ns, head))
         return ("EVAL", self._admit, ADMIT_KEYS, *_admission_keys(keys), *told)
 
     def _place(self, frame_id: str) -> tuple[Keys, str]:
@@ -330,10 +356,11 @@ def _admission_keys(keys: Keys) -> list[str]:
     return [keys.open, keys.heads, keys.ledger, keys.epoch, keys.frames]
 
 
-def _admission_arguments(
-    entry_id: str, deadline_ns: int, head: bytes | memoryview, *, begun: bool
+def _opening(
+    entry_id: str, deadline_ns: int, head: bytes | memoryview, payload_words: int = 0
 ) -> tuple[Word, ...]:
-    return (entry_id, deadline_ns // 1000, head, int(begun))
+    """What the script of admission is told of one frame, before its payload."""
+    return (entry_id, deadline_ns // 1000, head, payload_words)
 
 
 def _answer_keys(keys: Keys) -> list[str]:

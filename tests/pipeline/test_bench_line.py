@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
 
 import psutil
 import pytest
@@ -15,17 +13,14 @@ from pipeline.bench.line import Alone, Spent, bench_line, engine_alone, rate_of,
 from pipeline.bench.report import quantiles
 from pipeline.bench.stage import ENGINE, LATE, ROLES, Look, Seen, run_stage
 
-if TYPE_CHECKING:
-    from pipeline.stream import VerdictDelivery
-
 DEMO = Path(__file__).parents[2] / "configs" / "bundles" / "demo"
 FEW = 16  # frames
 needs_demo = pytest.mark.skipif(not DEMO.exists(), reason="the demo bundle is not here")
 
 
-def delivery(decided_ms: int, reason: Reason | None = None) -> VerdictDelivery:
+def verdict(decided_ms: int, reason: Reason | None = None) -> Verdict:
     """A verdict on a frame captured at 0, so many milliseconds later."""
-    verdict = Verdict(
+    return Verdict(
         frame_id="bench/1-1",
         camera="bench",
         decision=Decision.UNDECIDED if reason else Decision.PASS,
@@ -33,7 +28,6 @@ def delivery(decided_ms: int, reason: Reason | None = None) -> VerdictDelivery:
         captured_ns=0,
         decided_ns=decided_ms * 1_000_000,
     )
-    return cast("VerdictDelivery", SimpleNamespace(verdict=verdict))
 
 
 EACH_S = {"ingest": 0.01, "inspect": 0.06, "sink": 0.01, "server": 0.01, ENGINE: 0.05}
@@ -51,7 +45,7 @@ def seen(frames: int) -> Seen:
     """A run of so many frames, ten a second."""
     found = Seen(looks=looks(0, frames // 4, frames // 2, frames, frames))
     for number in range(frames):
-        found.add(delivery(100 * (number + 1)))
+        found.add(verdict(100 * (number + 1)))
     return found
 
 
@@ -71,7 +65,7 @@ def test_too_few_verdicts_make_no_rate() -> None:
 def test_frames_without_evidence_are_not_quick_ones(reason: Reason) -> None:
     """What was refused at once would make the latency look good, for whatever reason it was."""
     found = Seen()
-    for one in (delivery(7), delivery(0, reason), delivery(9)):
+    for one in (verdict(7), verdict(0, reason), verdict(9)):
         found.add(one)
     assert found.without_evidence == {reason: 1}
     assert found.latency_ms == [7, 9]
@@ -81,12 +75,12 @@ def test_frames_without_evidence_are_not_quick_ones(reason: Reason) -> None:
 def test_a_line_that_did_not_inspect_has_no_figures() -> None:
     """What load does to a line may be measured; all else ends the bench with one sentence."""
     found = Seen()
-    for one in (delivery(7), delivery(0, Reason.OVERRUN)):
+    for one in (verdict(7), verdict(0, Reason.OVERRUN)):
         found.add(one)
     found.require_evidence(but=LATE)
     with pytest.raises(EngineFault, match="of 2 frames the line did not inspect 1 overrun;"):
         found.require_evidence()
-    found.add(delivery(0, Reason.ENGINE_FAULT))
+    found.add(verdict(0, Reason.ENGINE_FAULT))
     with pytest.raises(EngineFault, match="1 engine_fault;"):
         found.require_evidence(but=LATE)
 

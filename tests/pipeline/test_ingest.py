@@ -324,7 +324,7 @@ def test_a_waiting_source_learns_how_long_credits_take(
         patched.setattr(stream, "credits", answered)
         for each_s in (0.03, 0.004, 0.03):
             for _ in range(6):
-                began_s, clock.waits_s, intake._credits = clock.now_s, [], 0
+                began_s, clock.waits_s, intake._admission.credits = clock.now_s, [], 0
                 intake.wait_for_room(clock)  # type: ignore[arg-type]
             assert 1.9 * each_s <= sum(clock.waits_s) <= 4 * each_s
             assert len(clock.waits_s) <= 2

@@ -110,7 +110,7 @@ def test_a_killed_ingest_leaves_its_images_to_the_next(tmp_path: Path) -> None:
     with embedded_server(tmp_path / "server") as url:
         for first in (0, 3):
             ring = FrameRing(path, 4, SIZE[0] * SIZE[1] * 3)
-            stream, journal, taking = intake_on(url, tmp_path, credits=4, ring=ring)
+            stream, journal, taking = intake_on(url, tmp_path, credits=4, ring=ring, gate_ms=1000)
             with journal:
                 taken += [taking.take(frame(number)).frame_id for number in range(first, first + 3)]
             ring.close()  # as the kernel does for a process that dies
