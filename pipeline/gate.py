@@ -134,8 +134,10 @@ class GateKeeper:
         """Until the next look: when the first frame has to be answered, or a rest before that.
 
         A rest is shorter by as much as looks are late: of what is admitted meanwhile none knows.
+        Not more than that: few parts are admitted so late that they could miss it, and each look
+        makes a full machine fuller.
         """
-        rest_ms = self._rest_ms - WARY * self.lateness.ms
+        rest_ms = self._rest_ms - self.lateness.ms
         return min(max(LEAST_MS, self._first_ms), max(PERIOD_MS, rest_ms))
 
     def tick(self, now_ns: int | None = None, *, waited_ms: float = 0.0) -> list[Verdict]:

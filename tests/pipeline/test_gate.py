@@ -171,7 +171,7 @@ def test_a_near_gate_allows_no_long_rest(stream: Stream, gate_ms: float, rest_ms
     keeper.tick(0)
     assert keeper.pause_ms == pytest.approx(rest_ms)
     keeper.lateness.note(4.0)
-    assert keeper.pause_ms == pytest.approx(max(PERIOD_MS, rest_ms - 6.0), abs=0.1)
+    assert keeper.pause_ms == pytest.approx(max(PERIOD_MS, rest_ms - 4.0), abs=0.1)
 
 
 @pytest.mark.parametrize("late_ms", [0.0, 8.0])
