@@ -66,7 +66,7 @@ class Intake:
         self._knows_sink = False  # whether any server has met one
         self._waits = False  # whether a frame was open at the last look
         self._credit_s = LOOK_S / self._admission.worth  # that one takes to come
-        self._ready_s = 0.0  # monotonic seconds: since when the next exposure may come
+        self._ready_s = time.monotonic()  # since when the next exposure may come
         self.sight = self._framing.sight
         self._resume()
 

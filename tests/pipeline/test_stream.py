@@ -11,7 +11,7 @@ from redis import Redis
 
 from engines.contracts import BadFrame, Decision, Reason, StreamLost, UInt8, Verdict
 from pipeline.server import embedded_server
-from pipeline.stream import Delivery, Ledger, Stream, open_stream
+from pipeline.stream import Delivery, Ledger, Placed, Stream, open_stream
 from pipeline.wire import FrameEntry, entry_from, undecided
 
 GATE_NS = 4_000_000_000_000_000_000  # far away: in the year 2096
@@ -160,6 +160,23 @@ def test_a_place_in_shared_memory_is_admitted_like_an_image(every_stream: Stream
         entry_from(delivery.fields)
     assert stream.answer(delivery, "w1", passed("cam/1-1"))
     assert stream.ledger("cam") == Ledger(1, 1, 0, {}, 0)
+
+
+def test_frames_of_one_call_are_taken_in_order_and_once(every_stream: Stream) -> None:
+    """A repeat takes none of them; where one cannot be taken, neither are those after it."""
+    stream = every_stream
+    placed = [Placed(an_entry(f"cam/1-{number}"), b"place") for number in range(1, 6)]
+    assert stream.admit_placed(placed[:2]) == 2
+    assert stream.admit_placed(placed[:3]) == 1
+    assert stream.admit_placed(placed[:3]) == stream.admit_placed([]) == 0
+    stream._commands.xadd(stream._of("cam").frames, {"head": b"thrown in"}, "1-5")
+    later = Placed(an_entry("cam/1-6"), b"place")
+    with pytest.raises(StreamLost, match="equal or smaller"):
+        stream.admit_placed([placed[4], later])
+    assert stream.ledger("cam").captured == len(stream.open_ids("cam")) == 3
+    assert stream.admit_placed([later]) == 1
+    with pytest.raises(StreamLost, match="has not begun the epoch"):
+        stream.admit_placed([Placed(an_entry("cam/2-1"), b"place")], begun=True)
 
 
 def test_a_frame_taken_over_is_no_longer_the_first_ones_to_answer(every_stream: Stream) -> None:
