@@ -70,6 +70,7 @@ class Alone(NamedTuple):
     cpu_s: float  # processor time per frame
     single_s: float  # one frame by itself, in the mean over its depths
     slowest_s: float  # one frame by itself, at most
+    own_s: float  # the same as single_s, on one of a worker's engines with its share of the threads
     steps: float  # denoiser calls per frame
 
 
@@ -123,7 +124,8 @@ def bench_line(
         "line_transport": TRANSPORT,
         "engine_alone": f"{alone.rate:.1f} frames/s, {1e3 * alone.cpu_s:.1f} ms CPU per frame",
         "engine_single": f"{1e3 * alone.single_s:.1f} ms in the mean, "
-        f"{1e3 * alone.slowest_s:.1f} ms the slowest of {SINGLES}",
+        f"{1e3 * alone.slowest_s:.1f} ms the slowest of {SINGLES}; "
+        f"{1e3 * alone.own_s:.1f} ms on one of a worker's engines",
     }
     return Report(machine | facts, results)
 
@@ -145,11 +147,12 @@ def engine_alone(bundle: Bundle, frames: int) -> Alone:
         with ThreadPoolExecutor(len(inspectors)) as pool:
             done = list(itertools.chain(*pool.map(inspect, inspectors)))
         cpu_s = (time.process_time() - cpu_s) / frames
+        own_s = statistics.mean(_single_s(inspectors[0], part) for part in parts[:SINGLES])
     with _engines(bundle, chosen, 1) as (inspector,):
         singles = [_single_s(inspector, part) for part in parts[:SINGLES]]
     done_ns, steps = zip(*done, strict=True)
     mean_s, steps_each = statistics.mean(singles), statistics.mean(steps)
-    return Alone(rate_of(done_ns), cpu_s, mean_s, max(singles), steps_each)
+    return Alone(rate_of(done_ns), cpu_s, mean_s, max(singles), own_s, steps_each)
 
 
 @contextmanager

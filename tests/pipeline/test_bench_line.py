@@ -120,7 +120,7 @@ def test_results_are_called_by_their_stable_names(monkeypatch: pytest.MonkeyPatc
         asked.append((frames, rate_hz, idle_s, gate))
         return seen(40)
 
-    monkeypatch.setattr("pipeline.bench.line.engine_alone", lambda *_: Alone(20, 0.05, 0.1, 0.2, 0))
+    monkeypatch.setattr("pipeline.bench.line.engine_alone", lambda *_: Alone(20, 0.05, 0.1, 0.2, 0.15, 0))
     monkeypatch.setattr("pipeline.bench.line.run_stage", stage)
     report = bench_line(DEMO, frames=40, idle_s=1.0, loaded_frames=50)
     assert [(one.name, one.ratio > 0) for one in report.results] == [
