@@ -2,7 +2,7 @@
 
 A real line (embedded server, ingest, worker and sink as processes of their own) inspects simulator
 frames that were drawn before the start. Beside it the engine alone inspects the same frames in this
-process, before and after, so that a machine that changes its pace changes both. At 80 % load parts
+process, in turns with it, so that a machine that changes its pace changes both. At 80 % load parts
 come when the belt brings them (periodic, 10 % jitter), whether or not the line keeps up, to a gate
 100 ms away; a latency counts from the moment a part was due.
 
@@ -55,6 +55,7 @@ FRAMES, IDLE_S = 200, 5.0
 FULL = 20_000  # frames at 80 % load, as many as a promise of p99 is measured on
 LOAD = 0.8  # of the rate at saturation
 GATE_MS = 100.0  # of parts on the belt
+TURNS, TURN = 3, 500  # of the line and the engine alone, and the fewest frames that are worth one
 FIRST = 0.1  # of the frames, which only fill the line
 SINGLES = 48  # frames inspected one by one: each that is drawn, so as deep as they are in a line
 IDLE_HZ = 1e-4
@@ -98,15 +99,12 @@ def bench_line(
     ``loaded_frames``: how many are inspected at 80 % load, if not as many as at saturation.
     """
     machine, bundle = machine_facts(), open_bundle(bundle_path)
-    before = engine_alone(bundle, frames)
-    full = _saturated(bundle, frames)
-    after = engine_alone(bundle, frames)
-    alone = Alone(*(statistics.mean(pair) for pair in zip(before, after, strict=True)))
-    saturation = rate_of(full.decided_ns)
+    alone, full = in_turns(bundle, frames)
+    saturation = statistics.mean(rate_of(seen.decided_ns) for seen in full)
     loaded = run_stage(bundle.folder, loaded_frames or frames, LOAD * saturation, gate_ms=GATE_MS)
     loaded.require_evidence(but=LATE)
     idle = run_stage(bundle.folder, None, IDLE_HZ, idle_s)
-    spent = spent_per_frame(full)
+    spent = mean_spent(full)
     results = (
         Result("line.saturation", saturation, "frames/s", ALONE, saturation / alone.rate),
         *_cpu(spent, alone),
@@ -118,9 +116,9 @@ def bench_line(
         "frames": frames,
         "line_load": f"{LOAD * saturation:.1f} Hz, gate {GATE_MS:.0f} ms",
         "line_missed": f"{loaded.without_evidence.total()} of {len(loaded.decided_ns)}",
-        "line_residual": full.residual + loaded.residual,
+        "line_residual": sum(seen.residual for seen in (*full, loaded)),
         "line_cpu_ms": [f"{role} {1e3 * s:.2f}" for role, s in spent.by_role.items()],
-        "line_steps": f"{_steps(full)}, engine alone {alone.steps:.2f}, at 80 % {_steps(loaded)}",
+        "line_steps": f"{_steps(*full)}, engine alone {alone.steps:.2f}, at 80 % {_steps(loaded)}",
         "line_transport": TRANSPORT,
         "engine_alone": f"{alone.rate:.1f} frames/s, {1e3 * alone.cpu_s:.1f} ms CPU per frame",
         "engine_single": f"{1e3 * alone.single_s:.1f} ms in the mean, "
@@ -128,6 +126,23 @@ def bench_line(
         f"{1e3 * alone.own_s:.1f} ms on one of a worker's engines",
     }
     return Report(machine | facts, results)
+
+
+def in_turns(bundle: Bundle, frames: int) -> tuple[Alone, list[Seen]]:
+    """The engine alone in the mean, and lines at saturation that ran between: ``frames`` in all.
+
+    A machine's pace may change within seconds, so both take turns; too short a turn says nothing.
+    """
+    turns = max(1, min(TURNS, frames // TURN))
+    each = frames // turns
+    alone, full = [engine_alone(bundle, each)], []
+    for _ in range(turns):
+        full.append(_saturated(bundle, each))
+        alone.append(engine_alone(bundle, each))
+    # Those in the middle stand beside two lines, the first and the last beside one.
+    weights = [1, *[2] * (turns - 1), 1]
+    mean = Alone(*(statistics.fmean(values, weights) for values in zip(*alone, strict=True)))
+    return mean._replace(slowest_s=max(one.slowest_s for one in alone)), full
 
 
 def engine_alone(bundle: Bundle, frames: int) -> Alone:
@@ -196,6 +211,13 @@ def spent_per_frame(seen: Seen) -> Spent:
     return Spent({role: each[role] for role in ROLES}, each[ENGINE])
 
 
+def mean_spent(runs: Sequence[Seen]) -> Spent:
+    """The mean of what frames cost in runs of equally many."""
+    spent = [spent_per_frame(seen) for seen in runs]
+    by_role = {role: statistics.mean(one.by_role[role] for one in spent) for role in ROLES}
+    return Spent(by_role, statistics.mean(one.engine for one in spent))
+
+
 def _parts(bundle: Bundle, frames: int) -> Iterator[Part]:
     """What ingest and a worker make of the same source."""
     settings = SimulatorSettings(**simulator(frames, 0.0, bundle.frame_size))
@@ -225,8 +247,9 @@ def _cpu(spent: Spent, alone: Alone) -> Iterator[Result]:
         yield Result(f"line.{name}", 1e3 * each_s, "ms/frame", OWN, alone.cpu_s / each_s)
 
 
-def _steps(seen: Seen) -> str:
-    return f"{statistics.mean(seen.steps):.2f}" if seen.steps else "none"
+def _steps(*runs: Seen) -> str:
+    steps = [count for seen in runs for count in seen.steps]
+    return f"{statistics.mean(steps):.2f}" if steps else "none"
 
 
 def _latencies(loaded: Seen, alone: Alone) -> Iterator[Result]:

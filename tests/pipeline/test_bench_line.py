@@ -7,9 +7,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engines.bundle import open_bundle
+from engines.bundle import Bundle, open_bundle
 from engines.contracts import Decision, EngineFault, Reason, Verdict
-from pipeline.bench.line import Alone, Spent, bench_line, engine_alone, rate_of, spent_per_frame
+from pipeline.bench.line import (
+    Alone,
+    Spent,
+    bench_line,
+    engine_alone,
+    in_turns,
+    rate_of,
+    spent_per_frame,
+)
 from pipeline.bench.report import quantiles
 from pipeline.bench.stage import ENGINE, LATE, ROLES, Look, Seen, run_stage
 
@@ -110,6 +118,34 @@ def test_the_host_pays_for_all_but_the_engine() -> None:
 
 
 @needs_demo
+@pytest.mark.parametrize(("frames", "turns"), [(40, 1), (1000, 2), (9000, 3)])
+def test_line_and_engine_take_turns(
+    monkeypatch: pytest.MonkeyPatch, frames: int, turns: int
+) -> None:
+    """A machine that grows slower all the while slows both alike; short runs have one turn."""
+    asked: list[str] = []
+
+    def now() -> float:
+        return 100.0 - 4 * len(asked)
+
+    def stage(_: Path, count: int, rate_hz: float) -> Seen:
+        asked.append(f"line {count} {rate_hz:.0f}")
+        return Seen(decided_ns=[int(number * 1e9 / now()) for number in range(100)])
+
+    def engine(_: Bundle, count: int) -> Alone:
+        asked.append(f"engine {count}")
+        return Alone(now(), 0.05, 0.1, now(), 0.15, 0)
+
+    monkeypatch.setattr("pipeline.bench.line.engine_alone", engine)
+    monkeypatch.setattr("pipeline.bench.line.run_stage", stage)
+    alone, full = in_turns(open_bundle(DEMO), frames)
+    each = frames // turns
+    assert asked == [f"engine {each}", *[f"line {each} 0", f"engine {each}"] * turns]
+    assert sum(rate_of(seen.decided_ns) for seen in full) / turns == pytest.approx(alone.rate)
+    assert alone.slowest_s == 96.0
+
+
+@needs_demo
 def test_results_are_called_by_their_stable_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever follows a machine over months finds each of them again."""
     asked = []
@@ -120,7 +156,9 @@ def test_results_are_called_by_their_stable_names(monkeypatch: pytest.MonkeyPatc
         asked.append((frames, rate_hz, idle_s, gate))
         return seen(40)
 
-    monkeypatch.setattr("pipeline.bench.line.engine_alone", lambda *_: Alone(20, 0.05, 0.1, 0.2, 0.15, 0))
+    monkeypatch.setattr(
+        "pipeline.bench.line.engine_alone", lambda *_: Alone(20, 0.05, 0.1, 0.2, 0.15, 0)
+    )
     monkeypatch.setattr("pipeline.bench.line.run_stage", stage)
     report = bench_line(DEMO, frames=40, idle_s=1.0, loaded_frames=50)
     assert [(one.name, one.ratio > 0) for one in report.results] == [
