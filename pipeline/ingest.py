@@ -60,10 +60,11 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
         keep = stack.enter_context(_recording(settings.recording, chosen))
         address, namespace = settings.redis.address(ROLE), settings.redis.namespace
         stop = stack.enter_context(beating(ROLE, address, namespace, stop, intake.sight.note))
+        urgently = nullcontext if chosen.overrun == "wait" else hurrying
         facts.gauge("camera_connected", 0, camera=camera)  # until it has shown something
         try:
             for exposure in source.frames(stop):
-                with hurrying():  # but not while it is read or drawn
+                with urgently():  # but not while it is read or drawn
                     head = intake.take(exposure)
                 keep(_as_known(exposure, head))
                 intake.wait_for_room(stop)

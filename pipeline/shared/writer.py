@@ -48,13 +48,13 @@ class FrameRing:
         self._memory[: HEADER.size] = HEADER.pack(MARK, self._nonce, slots, slot_bytes)
         self._table = table_of(self._memory, slots)
         self._pixels = pixels_of(self._memory, slots, slot_bytes)
+        self._owners = [f"{epoch}-{counter}" for _, epoch, counter in self._table.tolist()]
         self._free: deque[int] = deque()  # slots whose frame has its verdict
 
     def release_all_but(self, open_ids: Iterable[str]) -> None:
         """Free every slot whose frame is not among those that are open at the server."""
-        is_open = {place_of(frame_id) for frame_id in open_ids}
-        owners = self._table[:, EPOCH:].tolist()
-        self._free = deque(slot for slot, at in enumerate(owners) if tuple(at) not in is_open)
+        is_open = {_entry_id(frame_id) for frame_id in open_ids}
+        self._free = deque(slot for slot, at in enumerate(self._owners) if at not in is_open)
 
     def put(self, frame_id: str, image: UInt8) -> bytes | None:
         """Write an image [h, w, 3] into a free slot and refer to it; None where none is free."""
@@ -67,6 +67,7 @@ class FrameRing:
         writing = (int(row[GENERATION]) + 1) | 1  # odd, and never used before
         row[GENERATION] = writing
         row[EPOCH:] = place_of(frame_id)
+        self._owners[slot] = _entry_id(frame_id)
         total = copy_summed(self._pixels[slot, : pixels.size], pixels, pixels)
         row[GENERATION] = writing + 1
         return REFERENCE.pack(self._nonce, slot, writing + 1, total)
@@ -83,6 +84,10 @@ class FrameRing:
         """Leave the ring, with what is in it, to the next writer."""
         fcntl.flock(self._file, fcntl.LOCK_UN)  # closing alone would not: the mapping has a copy
         os.close(self._file)
+
+
+def _entry_id(frame_id: str) -> str:
+    return frame_id.rpartition("/")[2]
 
 
 def _opened(path: Path, slots: int, slot_bytes: int) -> tuple[int, int]:
