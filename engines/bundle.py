@@ -116,7 +116,7 @@ class Manifest(BaseModel):
     files: Annotated[dict[str, str], Field(max_length=MAX_MEMBERS)]  # name -> sha256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True)  # without slots: what is asked for each frame is worked out once
 class Bundle:
     """An opened bundle whose every file has the hash that its manifest names."""
 

@@ -100,6 +100,8 @@ class Tail(BaseModel):
         first, last = self.surprises[0], self.surprises[-1]
         if surprise < first:
             return self.scores[0] - self._lower_scale() * (first / surprise - 1)
+        if math.isnan(surprise):
+            return surprise
         if surprise > last:
             return self.scores[-1] + (surprise - last) * self.scale * LN10
         at = bisect_right(self.surprises, surprise) - 1

@@ -1,13 +1,19 @@
 """Frames of one camera go to the inspectors: by credits, through its ring, some of them together.
 
-A camera's credits bound what is admitted and unanswered. Where a source that can wait gives one
-exposure right after the other, their frames share a call: to wake the server for each of them costs
-more than all that it does for it.
+A camera's credits bound what is admitted and unanswered. A source that gives exposures as fast as
+they are taken, from storage and with no gate near, will probably give the next one at once; so a
+frame of it that lies in shared memory waits a moment for its successors, and all go in one call: to
+wake the server for each of them costs more than all that it does for it. ``send_on`` ends the wait
+where the source falls silent instead.
 """
 
 from __future__ import annotations
 
-from engines.contracts import Reason, StreamFull
+import contextlib
+import threading
+import time
+
+from engines.contracts import Reason, StreamFull, StreamLost
 from pipeline.config import CameraSettings
 from pipeline.shared import FrameRing
 from pipeline.stream import Placed, Stream
@@ -16,17 +22,20 @@ from pipeline.wire import FrameEntry, FrameHead
 
 WORTH = 0.25  # of its credits, which a source waits for: frames together cost half of one by one
 TOGETHER = 8  # frames in one call, at most
-FAR_MS = 5_000  # to the gate, of frames that may wait for each other
+WAIT_S = 0.25  # after which a frame has waited long enough; looked for as often
+FAR_MS = 5_000  # to the gate, of frames that may wait
 
 
 class Admission:
-    """The credits of one camera and the way of its frames."""
+    """The credits of one camera and the way of its frames; ``send_on`` is for another thread."""
 
     def __init__(self, stream: Stream, camera: CameraSettings, ring: FrameRing | None) -> None:
         self._stream = stream
         self._camera = camera
         self._ring = ring  # None: images travel inline
-        self._placed: list[Placed] = []  # in the ring, and to be sent with those that follow
+        self._lock = threading.Lock()  # of the next two
+        self._placed: list[Placed] = []  # to be sent: waiting for others, or for room at the server
+        self._since_s = 0.0  # monotonic; when the first of them came
         self._is_full = False  # the server, at the last attempt
         self.credits = 0  # left of the last look
         self.free = 0  # at the last look, whether worth having or not
@@ -36,21 +45,41 @@ class Admission:
         """Credits that a waiting source waits for."""
         return max(1, int(WORTH * self._camera.credits))
 
+    @property
+    def is_patient(self) -> bool:
+        """Whether frames may wait for others here."""
+        camera = self._camera
+        can_wait = camera.overrun == "wait" and camera.is_unhurried and camera.gate_ms >= FAR_MS
+        return can_wait and self._ring is not None
+
+    @property
+    def unsent(self) -> set[str]:
+        """Ids of the frames that the server has not heard of, or may not have."""
+        with self._lock:
+            return {one.entry.frame_id for one in self._placed}
+
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether frames wait here for room at the server."""
+        return self._is_full and bool(self._placed)
+
     def has_credit(self, least: int = 1) -> bool:
         """Whether one more frame may be open; asks the server only when the last answer is used.
 
-        Then ``least`` frames or none.
+        Then ``least`` frames or none; none at all while a full server keeps others waiting.
         """
+        if self.waits_for_room and not self.try_send():
+            return False
         if self.credits <= 0:
             self.free = self._ask()
             self.credits = self.free if self.free >= least else 0
         return self.credits > 0
 
     def take(self, frame: FrameEntry, head: FrameHead, *, in_a_row: bool = False) -> Reason | None:
-        """Admit a frame, or say why not; StreamLost where the server cannot be reached.
+        """Admit a frame now or soon, or say why not; StreamLost where the server is lost.
 
-        ``in_a_row``: the next one follows at once, so that both may be sent together. ``send`` must
-        be called before anything else is said of this camera's frames.
+        ``in_a_row``: the last one came just before. ``send`` must be called before anything else is
+        said of this camera's frames to the server.
         """
         if not self.has_credit():
             return Reason.OVERRUN
@@ -59,48 +88,59 @@ class Admission:
             self.credits = 0  # more were counted than there are places: who is open is asked anew
             return Reason.OVERRUN
         self.credits -= 1
-        self._placed.append(Placed(frame, slot, head))
-        may_wait = in_a_row and slot and self.credits and len(self._placed) < TOGETHER
-        return None if may_wait and self._is_patient else self.send()
-
-    def send(self) -> Reason | None:
-        """Send what waits for others; why its frames, which nobody else could keep, are refused."""
-        placed, self._placed = self._placed, []
-        if not placed:
+        with self._lock:
+            if not self._placed:
+                self._since_s = time.monotonic()
+            self._placed.append(Placed(frame, slot, head))
+            is_enough = len(self._placed) >= TOGETHER or not self.credits
+        if in_a_row and self.is_patient and not is_enough:
             return None
+        if self.try_send() or self._camera.overrun == "wait":
+            return None
+        self.forget()  # nobody waits for room until the part is at its gate
+        return Reason.TRANSPORT
+
+    def try_send(self) -> bool:
+        """``send``; False where the server is full, and all of it waits for room."""
         try:
-            self._admit(placed)
+            self.send()
         except StreamFull as error:
-            if self._camera.overrun == "wait":  # its source waits until there is room
-                raise
-            self._note_full(error)  # nobody waits for room until the part is at its gate
-            self.credits = 0  # with the next look its place in the ring is free again
-            return Reason.TRANSPORT
-        self._is_full = False
-        for one in placed:
-            facts.count("frames_admitted_total", camera=one.entry.camera, recipe=one.entry.recipe)
-        return None
+            if not self._is_full:
+                facts.event("stream_full", level="error", sentence=str(error))
+            self._is_full = True
+            return False
+        return True
+
+    def send(self) -> None:
+        """Send what waits, all of it or nothing; what raises leaves it waiting."""
+        with self._lock:
+            self._send()
+
+    def send_on(self, closing: threading.Event) -> None:
+        """Send what waits for others that do not come, until ``closing``."""
+        while not closing.wait(WAIT_S):
+            # Whoever feeds us learns of a loss, and what there is to do, with the next exposure.
+            with self._lock, contextlib.suppress(StreamLost):
+                if time.monotonic() - self._since_s >= WAIT_S:
+                    self._send()
 
     def forget(self) -> None:
         """Begin again with nothing to send and no credits: who is open is asked anew."""
-        self._placed, self.credits = [], 0
+        with self._lock:
+            self._placed = []
+        self.credits = 0
 
-    @property
-    def _is_patient(self) -> bool:
-        """Whether frames may wait for others: they come from storage, and no gate is near."""
-        return self._camera.overrun == "wait" and self._camera.gate_ms >= FAR_MS
-
-    def _admit(self, placed: list[Placed]) -> None:
-        if self._ring is not None:
-            self._stream.admit_placed(placed, begun=True)
+    def _send(self) -> None:
+        if not self._placed:
             return
-        for frame, _, head in placed:
-            self._stream.admit(frame, begun=True, codec=self._camera.codec, head=head)
-
-    def _note_full(self, error: StreamFull) -> None:
-        if not self._is_full:
-            facts.event("stream_full", level="error", sentence=str(error))
-        self._is_full = True
+        if self._ring is not None:
+            self._stream.admit_placed(self._placed, begun=True)
+        else:
+            for frame, _, head in self._placed:
+                self._stream.admit(frame, begun=True, codec=self._camera.codec, head=head)
+        for entry, _, _ in self._placed:
+            facts.count("frames_admitted_total", camera=entry.camera, recipe=entry.recipe)
+        self._placed, self._is_full = [], False
 
     def _ask(self) -> int:
         """Ask how many more frames may be open; with a ring, which ones are, too."""

@@ -145,6 +145,11 @@ class CameraSettings(Settings):
     )
 
     @property
+    def is_unhurried(self) -> bool:
+        """Whether its source gives exposures from storage, as fast as they are taken."""
+        return _unhurried(self.source)
+
+    @property
     def may_share(self) -> bool:
         """Whether its model inputs may travel by shared memory."""
         return self.transport != "inline" and self.codec == "none"

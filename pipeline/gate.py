@@ -200,7 +200,8 @@ def least_left_ms(gates_ms: Iterable[float], margin_ms: float) -> float:
     """How long before its gate a part of a line may be admitted at the latest.
 
     One admitted just after a look is then seen by the next, and answered ``margin_ms`` before its
-    gate, should nobody else have done so; as long as looks are late by less than a rest.
+    gate, should nobody else have done so; as long as looks are not later than they were of late,
+    and late by less than a rest.
     """
     return _rest_ms(gates_ms) + PERIOD_MS + margin_ms
 

@@ -16,6 +16,7 @@ from pipeline.config import CameraSettings, LineSettings
 from pipeline.gate import least_left_ms
 from pipeline.intake import LOOK_S, ROLE, Intake
 from pipeline.journal import Journal, journal_path
+from pipeline.lanes import Lane
 from pipeline.originals import Originals
 from pipeline.pulse import beating
 from pipeline.recording import Recorder
@@ -57,6 +58,7 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
                 (one.gate_ms for one in settings.cameras), settings.keeper_margin_ms
             ),
         )
+        stack.enter_context(Lane("admit", intake.send_on))
         keep = stack.enter_context(_recording(settings.recording, chosen))
         address, namespace = settings.redis.address(ROLE), settings.redis.namespace
         stop = stack.enter_context(beating(ROLE, address, namespace, stop, intake.sight.note))

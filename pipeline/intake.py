@@ -66,9 +66,15 @@ class Intake:
         self._knows_sink = False  # whether any server has met one
         self._waits = False  # whether a frame was open at the last look
         self._credit_s = LOOK_S / self._admission.worth  # that one takes to come
+        self._unsaid = ""  # the frame whose way to the server is not decided yet
         self._ready_s = time.monotonic()  # since when the next exposure may come
         self.sight = self._framing.sight
         self._resume()
+
+    def send_on(self, closing: threading.Event) -> None:
+        """For a thread beside ``take``: no frame waits long for one that does not come."""
+        if self._admission.is_patient:
+            self._admission.send_on(closing)
 
     def take(self, exposure: Exposure) -> FrameHead:
         """Admit one exposure, or answer for it; what it is known by from now on."""
@@ -76,6 +82,7 @@ class Intake:
         self._counter += 1
         frame = self._framing.frame(exposure, f"{self._camera.name}/{self._epoch}-{self._counter}")
         head = head_of(frame) if isinstance(frame, FrameEntry) else frame
+        self._unsaid = head.frame_id
         self._journal.add(head)
         facts.gauge("camera_connected", 1, camera=head.camera)
         facts.gauge("camera_frame_timestamp_seconds", head.captured_ns / 1e9, camera=head.camera)
@@ -85,8 +92,10 @@ class Intake:
         try:
             if not self._connect():  # else it has been answered with all that was owed
                 self._send(frame, head, in_a_row)
+            self._unsaid = ""
             self._settle()
         except StreamLost as error:
+            self._unsaid = ""
             self._lose(error)
         self._ready_s = time.monotonic()
         return head
@@ -107,8 +116,9 @@ class Intake:
 
     @property
     def _is_forsaken(self) -> bool:
-        """Whether it is a server or a sink that is waited for, and not credits."""
-        return bool(self._failures) or len(self._journal.owed) >= BEHIND_MAX
+        """Whether it is a server, room in it or a sink that is waited for, and not credits."""
+        is_behind = len(self._journal.owed) >= BEHIND_MAX
+        return bool(self._failures) or is_behind or self._admission.waits_for_room
 
     @property
     def _rest_s(self) -> float:
@@ -152,6 +162,7 @@ class Intake:
                 self._connect(at_once=last_chance)
                 if last_chance:
                     self._answer_owed(Reason.SHUTDOWN if stop.is_set() else Reason.DEADLINE)
+                self._admission.try_send()
                 self._settle(at_once=True)
             except StreamLost as error:
                 if last_chance:
@@ -194,16 +205,15 @@ class Intake:
         if now < self._settle_at and not at_once:
             return
         self._settle_at = now + SETTLE_S
-        self._admission.send()  # what is owed and unknown to the server would count as acted on
         standing = self._stream.standing(self._camera.name, knows_sink=self._knows_sink)
         if self._stream.server_incarnation() != self._journal.incarnation:
             self._resume()  # that server's empty open set does not mean answered
             return
         self._knows_sink |= standing.has_sink
-        owed = self._journal.owed
-        pending = standing.open | standing.unacted.keys()
+        owed, unheard = self._journal.owed, self._admission.unsent | {self._unsaid}
+        pending = standing.open | standing.unacted.keys() | unheard
         self._journal.settle([frame for frame in owed if frame not in pending], standing.acted)
-        self._waits = not standing.open.isdisjoint(owed)
+        self._waits = not (standing.open | unheard).isdisjoint(owed)
 
     def _lose(self, error: StreamLost) -> None:
         if self._failures and time.monotonic() < self._retry_at:
@@ -233,7 +243,6 @@ class Intake:
 
         What was answered and perhaps not acted on is answered again; the sink knows what it did.
         """
-        self._admission.forget()  # what was not sent is owed, and answered like what was lost
         incarnation = self._stream.server_incarnation()
         restarted = incarnation != self._journal.incarnation
         if restarted:
@@ -248,6 +257,8 @@ class Intake:
 
     def _answer_owed(self, reason: Reason, also_open: bool = True) -> None:
         """Answer for owed frames; those the server knows as answered it does not take again."""
+        self._admission.forget()  # what was not sent is owed, too
+        self._unsaid = ""
         open_now = set(self._stream.open_ids(self._camera.name))
         now_ns = self._stream.now_ns()
         for head in list(self._journal.owed.values()):

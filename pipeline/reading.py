@@ -47,6 +47,7 @@ class Held:
     delivery: Delivery  # replaced when it is delivered to us again
     entry: FrameEntry
     read_ns: int  # server clock
+    read_s: float  # monotonic; no setting of a clock makes it younger
     seat: Seat  # that inspects it
     judge: Judge  # of that seat when it was read: thresholds may change before it is found
 
@@ -270,9 +271,9 @@ class FrameReader:
             self._stream.renew(self._consumer, mine)
 
     def _is_old(self, held: Held) -> bool:
-        """Whether the next renewal might come too late for a frame."""
-        least_ms = min(self._settings.renew_ms, self._settings.reclaim_idle_ms // 4)
-        return self._stream.estimated_now_ns() - held.read_ns >= least_ms * 1_000_000
+        """Whether a frame must be renewed now, lest two renewals more make it look cold."""
+        young_ms = self._settings.reclaim_idle_ms - 3 * self._settings.renew_ms
+        return 1e3 * (time.monotonic() - held.read_s) >= young_ms
 
     def _reclaim(self) -> None:
         """Take over what another worker has let go cold."""
@@ -320,7 +321,9 @@ class FrameReader:
             except BadFrame as error:
                 unfit = error
             else:
-                self._held[entry.frame_id] = Held(delivery, entry, now_ns, seat, seat.judge)
+                self._held[entry.frame_id] = Held(
+                    delivery, entry, now_ns, time.monotonic(), seat, seat.judge
+                )
                 seat.ready.append(part)
                 self._room -= 1
                 self._changed.notify_all()

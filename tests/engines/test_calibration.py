@@ -145,6 +145,15 @@ def test_the_limit_is_the_inverse_of_surprise(good: list[float], surprise: float
     assert tail.surprise(tail.score_at(surprise)) == pytest.approx(surprise, rel=1e-3)
 
 
+def test_every_knot_of_a_tail_has_its_score_and_nothing_has_that_of_no_number() -> None:
+    """The inverse is exact where the tail is given, and where one end meets the next."""
+    tail = Tail(good=3, scores=(1.0, 2.5, 3.0), surprises=(0.2, 0.5, 2.0), scale=0.1)
+    assert [tail.score_at(surprise) for surprise in tail.surprises] == list(tail.scores)
+    assert tail.score_at(0.35) == pytest.approx(1.75)
+    assert Tail(good=1, scores=(4.0,), surprises=(0.3,), scale=1.0).score_at(0.3) == 4.0
+    assert math.isnan(tail.score_at(math.nan))
+
+
 @some
 @given(goods, finite, st.integers(0, 40))
 def test_the_surprise_of_one_score_is_that_of_many(good: list[float], far: float, at: int) -> None:

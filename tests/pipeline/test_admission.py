@@ -5,23 +5,26 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engines.contracts import BadFrame, Reason, StreamFull
+from engines.contracts import BadConfig, BadFrame, Frame, Reason, StreamFull
 from pipeline.admission import FAR_MS, TOGETHER, Admission
+from pipeline.ingest import run_ingest
 from pipeline.intake import Intake
 from pipeline.journal import Journal
+from pipeline.lanes import Lane
 from pipeline.server import embedded_server
 from pipeline.shared import FRAMES, FrameRing, FrameRings, remove_shared, shared_path
 from pipeline.sources import BadExposure
-from pipeline.stream import Placed, Stream
+from pipeline.stream import Placed, Stream, open_stream
 from pipeline.wire import entry_from
-from tests.pipeline.test_ingest import answering, frame, intake_on
-from tests.tiny_line import SIZE
+from tests.pipeline.test_ingest import answering, frame, intake_on, line_of
+from tests.tiny_line import SIZE, shared_bundle
+from tests.waiting import wait_for
 
 NEVER = threading.Event()
 
@@ -78,11 +81,14 @@ def test_frames_in_a_row_share_a_call(tmp_path: Path, monkeypatch: pytest.Monkey
         assert not journal.owed
 
 
-@pytest.mark.parametrize("camera", [{"gate_ms": FAR_MS - 1}, {"overrun": "reject"}])
+PACED = {"source": {"kind": "simulator", "rate_hz": 5}, "overrun": "wait", "gate_ms": 60_000}
+
+
+@pytest.mark.parametrize("camera", [{"gate_ms": FAR_MS - 1}, {"overrun": "reject"}, PACED])
 def test_who_has_a_gate_near_waits_for_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, camera: dict[str, object]
 ) -> None:
-    """Nor does a belt, whose next part may be far away."""
+    """Nor does a belt, whose next part may be far away, even where it could be stopped."""
     with intake(tmp_path, monkeypatch, **camera) as (_, _, taking, sent):
         for number in range(3):
             taking.take(frame(number))
@@ -127,12 +133,104 @@ def test_a_refused_part_comes_after_those_that_wait(
 def test_what_waits_is_not_taken_for_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the journal learns what the server has done with, it has everything."""
+    """A frame that the server has not heard of is neither open nor unacted; it is owed still."""
     settle_never(monkeypatch)
     with intake(tmp_path, monkeypatch) as (stream, journal, taking, _):
         taken = [taking.take(frame(number)).frame_id for number in range(3)]
         taking._settle(at_once=True)
+        assert (list(journal.owed), stream.open_ids("left")) == (taken, [])
+
+
+def test_no_frame_waits_for_a_source_that_falls_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody need give another exposure, or end."""
+    settle_never(monkeypatch)
+    with intake(tmp_path, monkeypatch) as (stream, _, taking, sent):
+        with Lane("admit", taking.send_on):
+            taken = [taking.take(frame(number)).frame_id for number in range(3)]
+            wait_for(lambda: stream.open_ids("left") == taken)
+        assert sent == [3]
+
+
+def test_a_part_is_inspected_while_its_source_is_silent(
+    tmp_path: Path, redis_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole process of a camera: its storage stalls after three parts, and all are answered."""
+    bundle = shared_bundle(tmp_path / "bundles")
+    redis = {"url": redis_url, "namespace": namespace, "owned": True}
+    line = line_of(tmp_path, bundle, redis_url, namespace)
+    line = line.model_copy(update={"redis": line.redis.model_copy(update=redis)})
+    monkeypatch.setattr("pipeline.intake.IN_A_ROW_S", 60.0)
+    with open_stream(redis_url, namespace) as stream:
+
+        class Stalling:
+            def frames(self, _: threading.Event) -> Iterator[Frame]:
+                yield from (frame(number) for number in range(3))
+                wait_for(lambda: stream.ledger("left").passed == 3)
+
+        monkeypatch.setattr("pipeline.ingest.open_source", lambda *_: nullcontext(Stalling()))
+        with answering(stream, FrameRings(line.run_dir, ["left"]).fetch):
+            run_ingest(line, "left", threading.Event())
+        assert stream.ledger("left").captured == 3
+
+
+def test_what_a_killed_process_held_is_answered_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was never inspected, which is said of each part once."""
+    settle_never(monkeypatch)
+    with intake(tmp_path, monkeypatch) as (stream, _, taking, _):
+        for number in range(3):
+            taking.take(frame(number))
+        again, journal, _ = intake_on(stream.address, tmp_path)
+        with journal, closing(again):
+            ledger = again.ledger("left")
+    assert (ledger.captured, ledger.undecided) == (3, {Reason.TRANSPORT_RESTART: 3})
+
+
+@pytest.mark.parametrize("transport", ["shared", "inline"])
+def test_a_full_server_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
+    """Parts that can wait at their source are not given up: with room there are all of them."""
+    with intake(tmp_path, monkeypatch) as (stream, journal, taking, _):
+        if transport == "inline":
+            monkeypatch.setattr(taking._admission, "_ring", None)
+        taken = [taking.take(frame(0)).frame_id]
+        stream._commands.config_set("maxmemory", 1)
+        taken.append(taking.take(frame(1)).frame_id)
+        assert not taking._admission.try_send()
+        room = threading.Timer(0.3, stream._commands.config_set, ("maxmemory", 0))
+        room.start()
+        taking.wait_for_room(NEVER)
+        room.join()
+        taken.append(taking.take(frame(2)).frame_id)
+        taking._admission.send()
         assert list(journal.owed) == stream.open_ids("left") == taken
+        assert stream.ledger("left").undecided == {}
+
+
+def test_an_error_that_ends_a_process_leaves_its_debts_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the server may never have heard of is not taken for done."""
+    settle_never(monkeypatch)
+    with intake(tmp_path, monkeypatch) as (stream, journal, taking, _):
+        taken = [taking.take(frame(number)).frame_id for number in range(TOGETHER - 1)]
+
+        def refused(*_: object, **__: object) -> int:
+            raise BadConfig("this user may not")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(stream, "admit_placed", refused)
+            with pytest.raises(BadConfig):
+                taking.take(frame(TOGETHER))
+            with pytest.raises(BadConfig):
+                taking.finish(NEVER)
+        taking._settle(at_once=True)
+        assert list(journal.owed)[:-1] == taken
+        assert len(journal.owed) == TOGETHER
 
 
 def test_what_waits_when_the_server_is_lost_is_answered_once(
@@ -148,7 +246,7 @@ def test_what_waits_when_the_server_is_lost_is_answered_once(
             taking.take(frame(number))  # the last one sends all
         taking.wait_for_room(NEVER)
         later = taking.take(frame(TOGETHER)).frame_id
-        taking._settle(at_once=True)
+        taking._admission.send()
         ledger = stream.ledger("left")
         assert ledger.undecided == {Reason.TRANSPORT_RESTART: TOGETHER}
         assert stream.open_ids("left") == [later]

@@ -166,6 +166,7 @@ def test_results_are_called_by_their_stable_names(monkeypatch: pytest.MonkeyPatc
         for name in (
             "saturation",
             "host_cpu",
+            "host_cpu_near_gate",
             "engine_cpu",
             "p50",
             "p99",

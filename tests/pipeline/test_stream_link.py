@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from redis import Redis, exceptions
 from redis.backoff import NoBackoff
+from redis.connection import HiredisRespSerializer
 from redis.retry import Retry
 
 from engines.contracts import BadConfig, Decision, ExitCode, StreamLost, Verdict
@@ -336,3 +337,17 @@ def test_an_image_is_sent_from_where_it_lies() -> None:
     pieces = Packer().pack(*words)
     assert any(piece is view for piece in pieces)
     assert b"".join(pieces) == Packer().pack(*words[:-1], bytes(view))[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("GET", "key"),
+        ("SCRIPT LOAD", "return 1"),
+        ("XADD", "k", 7, b"\xff\x00 ", "gr\u00fcn", "", b""),
+        ("HSET", "k", -3, 10**15),
+    ],
+)
+def test_a_command_is_packed_as_redis_py_packs_it(words: tuple[str | bytes | int, ...]) -> None:
+    """Whatever its words are."""
+    assert b"".join(Packer().pack(*words)) == b"".join(HiredisRespSerializer().pack(*words))

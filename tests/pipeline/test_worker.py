@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from engines.contracts import (
     Verdict,
 )
 from engines.images import decode_image, to_model_input
-from pipeline.config import LineSettings
+from pipeline.config import LineSettings, WorkerSettings
 from pipeline.pulse import Pulse
 from pipeline.reading import FrameReader
 from pipeline.seats import Loop
@@ -317,10 +319,38 @@ def test_a_part_that_kills_its_workers_is_quarantined(line: LineSettings, stream
     assert verdict.reason is Reason.BAD_FRAME
 
 
-def test_frames_stay_ours_only_while_the_loop_beats(
-    line: LineSettings, stream: Stream, grey_bundle: Path, redis_url: str, namespace: str
+@pytest.mark.parametrize(
+    ("renew_ms", "reclaim_idle_ms"), [(200, 1000), (100, 500), (100, 300), (50, 200), (800, 1000)]
+)
+def test_no_frame_looks_cold_for_having_been_young(
+    monkeypatch: pytest.MonkeyPatch, renew_ms: int, reclaim_idle_ms: int
+) -> None:
+    """Renewals that are late by a whole period each let it lie no longer than that ever did."""
+    settings = WorkerSettings(renew_ms=renew_ms, reclaim_idle_ms=reclaim_idle_ms)
+    none = cast("Any", None)
+    reader = FrameReader(none, [], "", pulse=none, settings=settings, stop=none)
+    period_s, idle_s = 2 * renew_ms / 1e3, reclaim_idle_ms / 1e3
+    longest_s = 0.0
+    for first_s in np.arange(0.01, period_s, 0.01):  # from reading to the next renewal
+        renewed_s = 100.0
+        for at_s in np.arange(100.0 + first_s, 105.0, period_s):
+            monkeypatch.setattr("pipeline.reading.time.monotonic", lambda at_s=at_s: at_s)
+            if reader._is_old(cast("Any", SimpleNamespace(read_s=100.0))):
+                longest_s = max(longest_s, at_s - renewed_s)
+                renewed_s = at_s
+    assert period_s - 0.02 <= longest_s < max(period_s + 1e-6, idle_s)
+
+
+def test_frames_stay_ours_only_while_the_loop_beats(  # noqa: PLR0917 - fixtures
+    line: LineSettings,
+    stream: Stream,
+    grey_bundle: Path,
+    redis_url: str,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A loop that turns keeps its frames from being reclaimed; one that hangs loses them."""
+    monkeypatch.setattr(FrameReader, "_is_old", lambda *_: True)
     chosen = line.worker.model_copy(update={"renew_ms": 20, "reclaim_idle_ms": 60_000})
     stop, pulse = threading.Event(), Pulse(redis_url, namespace)
     stream.admit(entry(stream, 1, good_part(1)))
@@ -346,10 +376,16 @@ def test_frames_stay_ours_only_while_the_loop_beats(
     pulse.close()
 
 
-def test_frames_are_ours_while_every_loop_of_the_seat_beats(
-    line: LineSettings, stream: Stream, grey_bundle: Path, redis_url: str, namespace: str
+def test_frames_are_ours_while_every_loop_of_the_seat_beats(  # noqa: PLR0917 - fixtures
+    line: LineSettings,
+    stream: Stream,
+    grey_bundle: Path,
+    redis_url: str,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of two engines one that hangs is not covered for by the other."""
+    monkeypatch.setattr(FrameReader, "_is_old", lambda *_: True)
     chosen = line.worker.model_copy(update={"renew_ms": 20, "reclaim_idle_ms": 60_000})
     stop, pulse = threading.Event(), Pulse(redis_url, namespace)
     stream.admit(entry(stream, 1, good_part(1)))
