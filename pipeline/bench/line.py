@@ -10,9 +10,9 @@ What is around the engine is user and system time of ingest, server and sink, an
 threads but those that inspect, from the first tenth of the verdicts to the last: no start, no
 drawing of parts, and not this process, which only looks on. It is told for a full line, whose gate
 is a minute away, and for the one at 80 % load, where no frame waits for company. What those threads
-and their engines spend beside others is told by itself, against what they spend alone. Exposures come in the model's
-size (196 kB at 256 pixels), so none is scaled, and travel by shared memory, as they do beside any
-server of a line's own; nine of ten parts are good.
+and their engines spend beside others is told by itself, against what they spend alone. Exposures
+come in the model's size (196 kB at 256 pixels), so none is scaled, and travel by shared memory, as
+they do beside any server of a line's own; nine of ten parts are good.
 """
 
 from __future__ import annotations
