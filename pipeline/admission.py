@@ -101,15 +101,26 @@ class Admission:
         return Reason.TRANSPORT
 
     def try_send(self) -> bool:
-        """``send``; False where the server is full, and all of it waits for room."""
+        """``send``; False where the server is full, and all of it waits for room.
+
+        Raises StreamFull where a source that waits has to be answered, since a gate comes near.
+        """
         try:
             self.send()
         except StreamFull as error:
             if not self._is_full:
                 facts.event("stream_full", level="error", sentence=str(error))
             self._is_full = True
+            if self._camera.overrun == "wait" and self._is_pressing:
+                raise
             return False
         return True
+
+    @property
+    def _is_pressing(self) -> bool:
+        """Whether the first of those that wait has less than half of a far gate's way left."""
+        now_ns = self._stream.estimated_now_ns()
+        return any(one.entry.deadline_ns - now_ns < FAR_MS / 2 * 1e6 for one in self._placed[:1])
 
     def send(self) -> None:
         """Send what waits, all of it or nothing; what raises leaves it waiting."""

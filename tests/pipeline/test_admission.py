@@ -211,6 +211,33 @@ def test_a_full_server_is_waited_for(
         assert stream.ledger("left").undecided == {}
 
 
+@pytest.mark.parametrize("gate_ms", [1000, 600_000])
+def test_no_part_waits_for_room_until_its_gate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate_ms: int
+) -> None:
+    """It is answered while there is time: at once where the gate is near, else after a wait."""
+    with intake(tmp_path, monkeypatch, gate_ms=gate_ms) as (stream, _, taking, _):
+        monkeypatch.setattr("pipeline.intake.IN_A_ROW_S", 0.0)
+        stream._commands.config_set("maxmemory", 1)
+        taking.take(frame(0))
+        wait_a_moment(taking)
+        answered = {Reason.TRANSPORT_RESTART: 1}
+        assert stream.ledger("left").undecided == (answered if gate_ms < FAR_MS else {})
+        monkeypatch.setattr("pipeline.admission.FAR_MS", 2 * gate_ms)  # as time goes by
+        wait_a_moment(taking)
+        assert stream.ledger("left").undecided == answered
+
+
+def wait_a_moment(taking: Intake) -> None:
+    """As a source does that can wait, for half a second at the most."""
+    stop = threading.Event()
+    timer = threading.Timer(0.5, stop.set)
+    timer.start()
+    taking.wait_for_room(stop)
+    timer.cancel()
+    timer.join()
+
+
 def test_an_error_that_ends_a_process_leaves_its_debts_to_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
