@@ -18,12 +18,13 @@ from pipeline.config import CameraSettings
 from pipeline.shared import FrameRing
 from pipeline.stream import Placed, Stream
 from pipeline.telemetry import facts
-from pipeline.wire import FrameEntry, FrameHead
+from pipeline.wire import FrameEntry, FrameHead, undecided
 
 WORTH = 0.25  # of its credits, which a source waits for: frames together cost half of one by one
 TOGETHER = 8  # frames in one call, at most
 WAIT_S = 0.25  # after which a frame has waited long enough; looked for as often
 FAR_MS = 5_000  # to the gate, of frames that may wait
+ROOM_S, LOOK_S = 1.0, 0.02  # how long room is waited for before a refusal, and looked for meanwhile
 
 
 class Admission:
@@ -76,10 +77,11 @@ class Admission:
         return self.credits > 0
 
     def take(self, frame: FrameEntry, head: FrameHead, *, in_a_row: bool = False) -> Reason | None:
-        """Admit a frame now or soon, or say why not; StreamLost where the server is lost.
+        """Admit a frame now or soon, or answer it where a full server leaves no time for that.
 
-        ``in_a_row``: the last one came just before. ``send`` must be called before anything else is
-        said of this camera's frames to the server.
+        Overrun where it can be neither; StreamLost where the server is lost. ``in_a_row``: the last
+        one came just before. ``send_all`` must be called before anything else is said of this
+        camera's frames to the server.
         """
         if not self.has_credit():
             return Reason.OVERRUN
@@ -93,39 +95,25 @@ class Admission:
                 self._since_s = time.monotonic()
             self._placed.append(Placed(frame, slot, head))
             is_enough = len(self._placed) >= TOGETHER or not self.credits
-        if in_a_row and self.is_patient and not is_enough:
-            return None
-        if self.try_send() or self._camera.overrun == "wait":
-            return None
-        self.forget()  # nobody waits for room until the part is at its gate
-        return Reason.TRANSPORT
+        if not (in_a_row and self.is_patient) or is_enough:
+            self.try_send()
+        return None
 
     def try_send(self) -> bool:
-        """``send``; False where the server is full, and all of it waits for room.
+        """Send what waits; False where the server is full, and all of it waits for room.
 
-        Raises StreamFull where a source that waits has to be answered, since a gate comes near.
+        For a part that comes near its gate, as on a belt each does, nobody waits: it is answered.
         """
-        try:
-            self.send()
-        except StreamFull as error:
-            if not self._is_full:
-                facts.event("stream_full", level="error", sentence=str(error))
-            self._is_full = True
-            if self._camera.overrun == "wait" and self._is_pressing:
-                raise
-            return False
-        return True
-
-    @property
-    def _is_pressing(self) -> bool:
-        """Whether the first of those that wait has less than half of a far gate's way left."""
-        now_ns = self._stream.estimated_now_ns()
-        return any(one.entry.deadline_ns - now_ns < FAR_MS / 2 * 1e6 for one in self._placed[:1])
-
-    def send(self) -> None:
-        """Send what waits, all of it or nothing; what raises leaves it waiting."""
         with self._lock:
-            self._send()
+            return self._try_send()
+
+    def send_all(self) -> None:
+        """``try_send`` until nothing waits; StreamFull where that takes too long."""
+        give_up_s = time.monotonic() + ROOM_S
+        while not self.try_send():
+            if time.monotonic() >= give_up_s:
+                raise StreamFull("there is no room at the server, and more has to be said there")
+            time.sleep(LOOK_S)
 
     def send_on(self, closing: threading.Event) -> None:
         """Send what waits for others that do not come, until ``closing``."""
@@ -133,7 +121,7 @@ class Admission:
             # Whoever feeds us learns of a loss, and what there is to do, with the next exposure.
             with self._lock, contextlib.suppress(StreamLost):
                 if time.monotonic() - self._since_s >= WAIT_S:
-                    self._send()
+                    self._try_send()
 
     def forget(self) -> None:
         """Begin again with nothing to send and no credits: who is open is asked anew."""
@@ -141,7 +129,37 @@ class Admission:
             self._placed = []
         self.credits = 0
 
+    def _try_send(self) -> bool:
+        try:
+            self._send()
+        except StreamFull as error:
+            if not self._is_full:
+                facts.event("stream_full", level="error", sentence=str(error))
+            self._is_full = True
+            if not self._is_pressing:
+                return False
+            self._answer()
+        return True
+
+    @property
+    def _is_pressing(self) -> bool:
+        """Whether the first of those that wait has less than half of a far gate's way left."""
+        if self._camera.overrun == "reject":
+            return True
+        now_ns = self._stream.estimated_now_ns()
+        return any(one.entry.deadline_ns - now_ns < FAR_MS / 2 * 1e6 for one in self._placed[:1])
+
+    def _answer(self) -> None:
+        """Answer what waits, in the order of its ids; a full server has room for that."""
+        for entry, _, _ in self._placed:
+            verdict = undecided(entry, Reason.TRANSPORT, self._stream.now_ns())
+            self._stream.refuse(verdict, begun=True)
+            told = {"camera": entry.camera, "recipe": entry.recipe}
+            facts.count("frames_refused_total", reason=verdict.reason, **told)
+        self._placed = []
+
     def _send(self) -> None:
+        """All of it or nothing; what raises leaves it waiting."""
         if not self._placed:
             return
         if self._ring is not None:
@@ -158,7 +176,7 @@ class Admission:
         name, budget = self._camera.name, self._camera.credits
         if self._ring is None:
             return self._stream.credits(name, budget)
-        self.send()  # else their places would count as free
+        self.send_all()  # else their places would count as free
         open_ids = self._stream.open_ids(name)
         self._ring.release_all_but(open_ids)
         return budget - len(open_ids)

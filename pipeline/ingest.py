@@ -58,7 +58,7 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
                 (one.gate_ms for one in settings.cameras), settings.keeper_margin_ms
             ),
         )
-        stack.enter_context(Lane("admit", intake.send_on))
+        sending = stack.enter_context(Lane("admit", intake.send_on))
         keep = stack.enter_context(_recording(settings.recording, chosen))
         address, namespace = settings.redis.address(ROLE), settings.redis.namespace
         stop = stack.enter_context(beating(ROLE, address, namespace, stop, intake.sight.note))
@@ -69,6 +69,7 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
                 with urgently():  # but not while it is read or drawn
                     head = intake.take(exposure)
                 keep(_as_known(exposure, head))
+                sending.check()
                 intake.wait_for_room(stop)
         finally:
             facts.gauge("camera_connected", 0, camera=camera)

@@ -184,7 +184,7 @@ class Intake:
         return left_ms < self._least_left_ms
 
     def _refuse(self, head: FrameHead, reason: Reason) -> None:
-        self._admission.send()  # ids ascend: whoever came before would be a repeat
+        self._admission.send_all()  # ids ascend: whoever came before would be a repeat
         self._stream.refuse(undecided(head, reason, self._stream.now_ns()), begun=True)
         facts.count("frames_refused_total", camera=head.camera, recipe=head.recipe, reason=reason)
 
@@ -193,6 +193,8 @@ class Intake:
         if self._failures:
             return can_wait or owed >= OWED_MAX
         try:
+            if self._admission.waits_for_room and not self._admission.try_send():
+                return can_wait
             is_behind = owed >= BEHIND_MAX
             return can_wait and (is_behind or not self._admission.has_credit(self._admission.worth))
         except StreamLost as error:
@@ -205,15 +207,16 @@ class Intake:
         if now < self._settle_at and not at_once:
             return
         self._settle_at = now + SETTLE_S
+        unsent = self._admission.unsent  # before the look: what is sent meanwhile stays owed
         standing = self._stream.standing(self._camera.name, knows_sink=self._knows_sink)
         if self._stream.server_incarnation() != self._journal.incarnation:
             self._resume()  # that server's empty open set does not mean answered
             return
         self._knows_sink |= standing.has_sink
-        owed, unheard = self._journal.owed, self._admission.unsent | {self._unsaid}
-        pending = standing.open | standing.unacted.keys() | unheard
+        owed = self._journal.owed
+        pending = standing.open | standing.unacted.keys() | unsent | {self._unsaid}
         self._journal.settle([frame for frame in owed if frame not in pending], standing.acted)
-        self._waits = not (standing.open | unheard).isdisjoint(owed)
+        self._waits = not (standing.open | unsent).isdisjoint(owed)
 
     def _lose(self, error: StreamLost) -> None:
         if self._failures and time.monotonic() < self._retry_at:

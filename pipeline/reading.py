@@ -47,7 +47,7 @@ class Held:
     delivery: Delivery  # replaced when it is delivered to us again
     entry: FrameEntry
     read_ns: int  # server clock
-    read_s: float  # monotonic; no setting of a clock makes it younger
+    read_s: float  # monotonic, when it was asked for; no setting of a clock makes it younger
     seat: Seat  # that inspects it
     judge: Judge  # of that seat when it was read: thresholds may change before it is found
 
@@ -82,7 +82,7 @@ class FrameReader:
         self._is_drained = False  # the last read left no frame waiting
         self._gather_s = GATHER_S
         self._gate_s = math.inf  # the shortest time from exposure to gate that was seen
-        self._beat_s = self._renewed_s = self._reclaimed_s = time.monotonic()
+        self._beat_s = self._renewed_s = self._reclaimed_s = self._asked_s = time.monotonic()
         self._longest_tick_s = 0.0
         self._lane = Lane("read", self._read_on)
 
@@ -234,6 +234,7 @@ class FrameReader:
                 self._reclaim()  # before new frames take the room: those are late already
                 room = self._room
             if room > 0:
+                self._asked_s = time.monotonic()
                 block_ms = 0 if self.is_busy else BLOCK_MS  # else each frame of many comes alone
                 found = self._stream.read(self._cameras, self._consumer, room, block_ms)
                 self._is_drained = len(found) < room
@@ -272,7 +273,8 @@ class FrameReader:
 
     def _is_old(self, held: Held) -> bool:
         """Whether a frame must be renewed now, lest two renewals more make it look cold."""
-        young_ms = self._settings.reclaim_idle_ms - 3 * self._settings.renew_ms
+        renew_ms = self._settings.renew_ms
+        young_ms = min(renew_ms, self._settings.reclaim_idle_ms - 3 * renew_ms)
         return 1e3 * (time.monotonic() - held.read_s) >= young_ms
 
     def _reclaim(self) -> None:
@@ -281,7 +283,7 @@ class FrameReader:
         now = time.monotonic()
         if self._stop.is_set() or self._room < 1 or now < self._reclaimed_s + idle_s / 4:
             return
-        self._reclaimed_s = now
+        self._reclaimed_s = self._asked_s = now
         for delivery in self._stream.reclaim(
             self._cameras, self._consumer, int(idle_s * 1e3), self._room
         ):
@@ -322,7 +324,7 @@ class FrameReader:
                 unfit = error
             else:
                 self._held[entry.frame_id] = Held(
-                    delivery, entry, now_ns, time.monotonic(), seat, seat.judge
+                    delivery, entry, now_ns, self._asked_s, seat, seat.judge
                 )
                 seat.ready.append(part)
                 self._room -= 1
