@@ -76,19 +76,19 @@ class Admission:
             self.credits = self.free if self.free >= least else 0
         return self.credits > 0
 
-    def take(self, frame: FrameEntry, head: FrameHead, *, in_a_row: bool = False) -> Reason | None:
+    def take(self, frame: FrameEntry, head: FrameHead, *, in_a_row: bool = False) -> bool:
         """Admit a frame now or soon, or answer it where a full server leaves no time for that.
 
-        Overrun where it can be neither; StreamLost where the server is lost. ``in_a_row``: the last
-        one came just before. ``send_all`` must be called before anything else is said of this
-        camera's frames to the server.
+        False where there is no credit for it; raises StreamLost where the server is lost.
+        ``in_a_row``: the last one came just before. ``send_all`` must be called before anything
+        else is said of this camera's frames to the server.
         """
         if not self.has_credit():
-            return Reason.OVERRUN
+            return False
         slot = self._ring.put(frame.frame_id, frame.image) if self._ring else b""
         if slot is None:
             self.credits = 0  # more were counted than there are places: who is open is asked anew
-            return Reason.OVERRUN
+            return False
         self.credits -= 1
         with self._lock:
             if not self._placed:
@@ -97,7 +97,7 @@ class Admission:
             is_enough = len(self._placed) >= TOGETHER or not self.credits
         if not (in_a_row and self.is_patient) or is_enough:
             self.try_send()
-        return None
+        return True
 
     def try_send(self) -> bool:
         """Send what waits; False where the server is full, and all of it waits for room.

@@ -175,8 +175,8 @@ class Intake:
             self._refuse(head, Reason.BAD_FRAME)
         elif self._comes_late(head):
             self._refuse(head, Reason.DEADLINE)
-        elif refused := self._admission.take(frame, head, in_a_row=in_a_row):
-            self._refuse(head, refused)
+        elif not self._admission.take(frame, head, in_a_row=in_a_row):
+            self._refuse(head, Reason.OVERRUN)
 
     def _comes_late(self, head: FrameHead) -> bool:
         """Whether its gate is so near that the gate keeper might see the part too late."""
