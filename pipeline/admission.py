@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from functools import cached_property
 
 from engines.contracts import Reason, StreamFull, StreamLost
 from pipeline.config import CameraSettings
@@ -46,7 +47,7 @@ class Admission:
         """Credits that a waiting source waits for."""
         return max(1, int(WORTH * self._camera.credits))
 
-    @property
+    @cached_property
     def is_patient(self) -> bool:
         """Whether frames may wait for others here."""
         camera = self._camera
@@ -80,8 +81,7 @@ class Admission:
         """Admit a frame now or soon, or answer it where a full server leaves no time for that.
 
         False where there is no credit for it; raises StreamLost where the server is lost.
-        ``in_a_row``: the last one came just before. ``send_all`` must be called before anything
-        else is said of this camera's frames to the server.
+        ``in_a_row``: the last one came just before.
         """
         if not self.has_credit():
             return False
@@ -98,6 +98,11 @@ class Admission:
         if not (in_a_row and self.is_patient) or is_enough:
             self.try_send()
         return True
+
+    def refuse(self, head: FrameHead, reason: Reason) -> None:
+        """Answer for a part that is not admitted, after all that came before it."""
+        self.send_all()  # ids ascend: whoever came before would be a repeat
+        self._refuse(head, reason)
 
     def try_send(self) -> bool:
         """Send what waits; False where the server is full, and all of it waits for room.
@@ -138,7 +143,7 @@ class Admission:
             self._is_full = True
             if not self._is_pressing:
                 return False
-            self._answer()
+            self._refuse_all()
         return True
 
     @property
@@ -149,14 +154,15 @@ class Admission:
         now_ns = self._stream.estimated_now_ns()
         return any(one.entry.deadline_ns - now_ns < FAR_MS / 2 * 1e6 for one in self._placed[:1])
 
-    def _answer(self) -> None:
+    def _refuse_all(self) -> None:
         """Answer what waits, in the order of its ids; a full server has room for that."""
         for entry, _, _ in self._placed:
-            verdict = undecided(entry, Reason.TRANSPORT, self._stream.now_ns())
-            self._stream.refuse(verdict, begun=True)
-            told = {"camera": entry.camera, "recipe": entry.recipe}
-            facts.count("frames_refused_total", reason=verdict.reason, **told)
+            self._refuse(entry, Reason.TRANSPORT)
         self._placed = []
+
+    def _refuse(self, part: FrameEntry | FrameHead, reason: Reason) -> None:
+        self._stream.refuse(undecided(part, reason, self._stream.now_ns()), begun=True)
+        facts.count("frames_refused_total", camera=part.camera, recipe=part.recipe, reason=reason)
 
     def _send(self) -> None:
         """All of it or nothing; what raises leaves it waiting."""

@@ -172,21 +172,16 @@ class Intake:
 
     def _send(self, frame: FrameEntry | FrameHead, head: FrameHead, in_a_row: bool) -> None:
         if isinstance(frame, FrameHead):
-            self._refuse(head, Reason.BAD_FRAME)
+            self._admission.refuse(head, Reason.BAD_FRAME)
         elif self._comes_late(head):
-            self._refuse(head, Reason.DEADLINE)
+            self._admission.refuse(head, Reason.DEADLINE)
         elif not self._admission.take(frame, head, in_a_row=in_a_row):
-            self._refuse(head, Reason.OVERRUN)
+            self._admission.refuse(head, Reason.OVERRUN)
 
     def _comes_late(self, head: FrameHead) -> bool:
         """Whether its gate is so near that the gate keeper might see the part too late."""
         left_ms = (head.deadline_ns - self._stream.estimated_now_ns()) / 1e6
         return left_ms < self._least_left_ms
-
-    def _refuse(self, head: FrameHead, reason: Reason) -> None:
-        self._admission.send_all()  # ids ascend: whoever came before would be a repeat
-        self._stream.refuse(undecided(head, reason, self._stream.now_ns()), begun=True)
-        facts.count("frames_refused_total", camera=head.camera, recipe=head.recipe, reason=reason)
 
     def _must_wait(self) -> bool:
         can_wait, owed = self._camera.overrun == "wait", len(self._journal.owed)

@@ -130,10 +130,10 @@ def bench_line(
 
 
 def in_turns(bundle: Bundle, frames: int) -> tuple[Alone, list[Seen]]:
-    """The engine alone in the mean, and lines at saturation that ran between: ``frames`` in all,
-    or a few less.
+    """The engine alone in the mean, and the lines at saturation that ran in between.
 
     A machine's pace may change within seconds, so both take turns; too short a turn says nothing.
+    The turns share the ``frames``.
     """
     turns = max(1, min(TURNS, frames // TURN))
     each = frames // turns

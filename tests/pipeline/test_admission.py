@@ -23,6 +23,7 @@ from pipeline.sources import BadExposure
 from pipeline.stream import Placed, Stream, open_stream
 from pipeline.wire import entry_from
 from tests.pipeline.test_ingest import answering, frame, intake_on, line_of
+from tests.pipeline.test_ingest_images import beside_its_own_server
 from tests.tiny_line import SIZE, shared_bundle
 from tests.waiting import wait_for
 
@@ -65,11 +66,24 @@ def settle_never(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.intake.SETTLE_S", 3600.0)
 
 
+def take(taking: Intake, count: int) -> list[str]:
+    """The ids of so many exposures, taken one after the other."""
+    return [taking.take(frame(number)).frame_id for number in range(count)]
+
+
+def room_soon(stream: Stream) -> threading.Timer:
+    """Make a server full, for a moment; what gives it room again, and is to be waited for."""
+    stream._commands.config_set("maxmemory", 1)
+    room = threading.Timer(0.3, stream._commands.config_set, ("maxmemory", 0))
+    room.start()
+    return room
+
+
 def test_frames_in_a_row_share_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as go together, in order and whole; what is left goes when the source has ended."""
     settle_never(monkeypatch)
     with intake(tmp_path, monkeypatch) as (stream, journal, taking, sent):
-        taken = [taking.take(frame(number)).frame_id for number in range(TOGETHER + 3)]
+        taken = take(taking, TOGETHER + 3)
         assert sent == [TOGETHER]
         assert stream.open_ids("left") == taken[:TOGETHER]
         with answering(stream, FrameRings(tmp_path, ["left"]).fetch) as seen:
@@ -90,8 +104,7 @@ def test_who_has_a_gate_near_waits_for_nobody(
 ) -> None:
     """Nor does a belt, whose next part may be far away, even where it could be stopped."""
     with intake(tmp_path, monkeypatch, **camera) as (_, _, taking, sent):
-        for number in range(3):
-            taking.take(frame(number))
+        take(taking, 3)
         assert sent == [1, 1, 1]
 
 
@@ -111,7 +124,7 @@ def test_no_frame_waits_longer_than_for_the_last_credit(
     """Who waits for an answer has asked for it."""
     settle_never(monkeypatch)
     with intake(tmp_path, monkeypatch, credits=3) as (stream, _, taking, sent):
-        taken = [taking.take(frame(number)).frame_id for number in range(3)]
+        taken = take(taking, 3)
         assert sent == [3]
         assert stream.open_ids("left") == taken
 
@@ -122,7 +135,7 @@ def test_a_refused_part_comes_after_those_that_wait(
     """Ids ascend at the server: a frame sent after a later one would be taken for a repeat."""
     settle_never(monkeypatch)
     with intake(tmp_path, monkeypatch) as (stream, _, taking, sent):
-        taken = [taking.take(frame(number)).frame_id for number in range(2)]
+        taken = take(taking, 2)
         taking.take(BadExposure("left", time.time_ns(), "torn"))
         assert sent == [2]
         assert stream.open_ids("left") == taken
@@ -136,7 +149,7 @@ def test_what_waits_is_not_taken_for_answered(
     """A frame that the server has not heard of is neither open nor unacted; it is owed still."""
     settle_never(monkeypatch)
     with intake(tmp_path, monkeypatch) as (stream, journal, taking, _):
-        taken = [taking.take(frame(number)).frame_id for number in range(3)]
+        taken = take(taking, 3)
         taking._settle(at_once=True)
         assert (list(journal.owed), stream.open_ids("left")) == (taken, [])
 
@@ -147,7 +160,7 @@ def test_what_is_sent_while_the_journal_asks_stays_owed(
     """Another thread may send between one answer of the server and the next."""
     settle_never(monkeypatch)
     with intake(tmp_path, monkeypatch) as (stream, journal, taking, _):
-        taken = [taking.take(frame(number)).frame_id for number in range(3)]
+        taken = take(taking, 3)
         ask = stream.server_incarnation
 
         def meanwhile() -> str:
@@ -165,8 +178,7 @@ def test_a_silent_source_at_a_full_server_has_its_parts_answered_in_time(
     """Nobody but the thread beside it could: the keeper of the gate has never heard of them."""
     settle_never(monkeypatch)
     with intake(tmp_path, monkeypatch) as (stream, _, taking, _):
-        for number in range(3):
-            taking.take(frame(number))
+        take(taking, 3)
         stream._commands.config_set("maxmemory", 1)
         with Lane("admit", taking.send_on):
             wait_for(lambda: taking._admission.waits_for_room)
@@ -182,10 +194,8 @@ def test_a_torn_file_at_a_full_server_costs_no_other_part(
     """Those before it have to be said first, and a moment may bring room for them."""
     settle_never(monkeypatch)
     with intake(tmp_path, monkeypatch) as (stream, _, taking, _):
-        taken = [taking.take(frame(number)).frame_id for number in range(3)]
-        stream._commands.config_set("maxmemory", 1)
-        room = threading.Timer(0.3, stream._commands.config_set, ("maxmemory", 0))
-        room.start()
+        taken = take(taking, 3)
+        room = room_soon(stream)
         taking.take(BadExposure("left", time.time_ns(), "torn"))
         room.join()
         assert stream.open_ids("left") == taken
@@ -199,7 +209,7 @@ def test_no_frame_waits_for_a_source_that_falls_silent(
     settle_never(monkeypatch)
     with intake(tmp_path, monkeypatch) as (stream, _, taking, sent):
         with Lane("admit", taking.send_on):
-            taken = [taking.take(frame(number)).frame_id for number in range(3)]
+            taken = take(taking, 3)
             wait_for(lambda: stream.open_ids("left") == taken)
         assert sent == [3]
 
@@ -209,9 +219,7 @@ def test_a_part_is_inspected_while_its_source_is_silent(
 ) -> None:
     """A whole process of a camera: its storage stalls after three parts, and all are answered."""
     bundle = shared_bundle(tmp_path / "bundles")
-    redis = {"url": redis_url, "namespace": namespace, "owned": True}
-    line = line_of(tmp_path, bundle, redis_url, namespace)
-    line = line.model_copy(update={"redis": line.redis.model_copy(update=redis)})
+    line = beside_its_own_server(line_of(tmp_path, bundle, redis_url, namespace))
     monkeypatch.setattr("pipeline.intake.IN_A_ROW_S", 60.0)
     with open_stream(redis_url, namespace) as stream:
 
@@ -232,8 +240,7 @@ def test_what_a_killed_process_held_is_answered_by_the_next(
     """It was never inspected, which is said of each part once."""
     settle_never(monkeypatch)
     with intake(tmp_path, monkeypatch) as (stream, _, taking, _):
-        for number in range(3):
-            taking.take(frame(number))
+        take(taking, 3)
         again, journal, _ = intake_on(stream.address, tmp_path)
         with journal, closing(again):
             ledger = again.ledger("left")
@@ -249,11 +256,9 @@ def test_a_full_server_is_waited_for(
         if transport == "inline":
             monkeypatch.setattr(taking._admission, "_ring", None)
         taken = [taking.take(frame(0)).frame_id]
-        stream._commands.config_set("maxmemory", 1)
+        room = room_soon(stream)
         taken.append(taking.take(frame(1)).frame_id)
         assert not taking._admission.try_send()
-        room = threading.Timer(0.3, stream._commands.config_set, ("maxmemory", 0))
-        room.start()
         taking.wait_for_room(NEVER)
         room.join()
         taken.append(taking.take(frame(2)).frame_id)
@@ -295,7 +300,7 @@ def test_an_error_that_ends_a_process_leaves_its_debts_to_the_next(
     """What the server may never have heard of is not taken for done."""
     settle_never(monkeypatch)
     with intake(tmp_path, monkeypatch) as (stream, journal, taking, _):
-        taken = [taking.take(frame(number)).frame_id for number in range(TOGETHER - 1)]
+        taken = take(taking, TOGETHER - 1)
 
         def refused(*_: object, **__: object) -> int:
             raise BadConfig("this user may not")
@@ -317,11 +322,9 @@ def test_what_waits_when_the_server_is_lost_is_answered_once(
     """Like parts that were open at the loss, and those of the call that noticed it."""
     settle_never(monkeypatch)
     with intake(tmp_path, monkeypatch) as (stream, _, taking, _):
-        for number in range(3):
-            taking.take(frame(number))
+        take(taking, 3)
         stream._commands.flushall()  # a server that has begun again knows no epoch
-        for number in range(3, TOGETHER):
-            taking.take(frame(number))  # the last one sends all
+        take(taking, TOGETHER - 3)  # the last one sends all
         taking.wait_for_room(NEVER)
         later = taking.take(frame(TOGETHER)).frame_id
         taking._admission.send_all()
@@ -339,8 +342,7 @@ def test_a_full_server_takes_all_of_a_call_or_none(
     settle_never(monkeypatch)
     with intake(tmp_path, monkeypatch) as (stream, _, taking, _):
         admission: Admission = taking._admission
-        for number in range(3):
-            taking.take(frame(number))
+        take(taking, 3)
         stream._commands.config_set("maxmemory", 1)
         monkeypatch.setattr("pipeline.admission.ROOM_S", 0.0)
         with pytest.raises(StreamFull):
@@ -355,8 +357,7 @@ def test_what_shares_a_call_is_read_one_by_one(
     """Each is an entry of its own, with its own place in the ring."""
     settle_never(monkeypatch)
     with intake(tmp_path, monkeypatch) as (stream, _, taking, _):
-        for number in range(TOGETHER):
-            taking.take(frame(number))
+        take(taking, TOGETHER)
         found = stream.read(["left"], "worker", 2, 0)
         slots = {one.fields[b"slot"] for one in found}
         assert len(found) == len(slots) == 2

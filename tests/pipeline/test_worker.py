@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ from engines.images import decode_image, to_model_input
 from pipeline.config import LineSettings, WorkerSettings
 from pipeline.pulse import Pulse
 from pipeline.reading import FrameReader
-from pipeline.seats import Loop
+from pipeline.seats import Loop, Seat
 from pipeline.shared import FRAMES, FrameRing, shared_path
 from pipeline.stream import Stream, VerdictDelivery, open_stream
 from pipeline.telemetry import facts
@@ -341,29 +341,35 @@ def test_no_frame_looks_cold_for_having_been_young(
     assert period_s - 0.02 <= longest_s < max(period_s + 1e-6, idle_s)
 
 
-def test_frames_stay_ours_only_while_the_loop_beats(  # noqa: PLR0917 - fixtures
-    line: LineSettings,
-    stream: Stream,
-    grey_bundle: Path,
-    redis_url: str,
-    namespace: str,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.fixture
+def pulse(redis_url: str, namespace: str) -> Iterator[Pulse]:
+    """Signs of life."""
+    with closing(Pulse(redis_url, namespace)) as beating:
+        yield beating
+
+
+@contextmanager
+def renewing(line: LineSettings, stream: Stream, pulse: Pulse, seat: Seat) -> Iterator[FrameReader]:
+    """A reader that has a frame to read for a seat, and renews whatever it holds every 20 ms."""
+    chosen = line.worker.model_copy(update={"renew_ms": 20, "reclaim_idle_ms": 60_000})
+    stop = threading.Event()
+    stream.admit(entry(stream, 1, good_part(1)))
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        FrameReader(stream, ["left"], "beating", pulse=pulse, settings=chosen, stop=stop) as frames,
+    ):
+        patched.setattr(FrameReader, "_is_old", lambda *_: True)
+        frames.turn_to(seat)
+        yield frames
+        stop.set()
+
+
+def test_frames_stay_ours_only_while_the_loop_beats(
+    line: LineSettings, stream: Stream, grey_bundle: Path, pulse: Pulse
 ) -> None:
     """A loop that turns keeps its frames from being reclaimed; one that hangs loses them."""
-    monkeypatch.setattr(FrameReader, "_is_old", lambda *_: True)
-    chosen = line.worker.model_copy(update={"renew_ms": 20, "reclaim_idle_ms": 60_000})
-    stop, pulse = threading.Event(), Pulse(redis_url, namespace)
-    stream.admit(entry(stream, 1, good_part(1)))
-    with FrameReader(
-        stream,
-        ["left"],
-        "beating",
-        pulse=pulse,
-        settings=chosen,
-        stop=stop,
-    ) as frames:
-        seat = seat_of(open_bundle(grey_bundle))
-        frames.turn_to(seat)
+    seat = seat_of(open_bundle(grey_bundle))
+    with renewing(line, stream, pulse, seat) as frames:
         wait_for(lambda: frames.take(seat, 4, 1.0))
         for _ in range(30):
             frames.beat(seat)
@@ -371,27 +377,15 @@ def test_frames_stay_ours_only_while_the_loop_beats(  # noqa: PLR0917 - fixtures
             assert not stream.reclaim(["left"], "other", 1000, 1)
         assert pulse.living("inspect") == ["beating"]
         wait_for(lambda: stream.reclaim(["left"], "other", 1000, 1))
-        stop.set()
     assert pulse.living("inspect") == []
-    pulse.close()
 
 
-def test_frames_are_ours_while_every_loop_of_the_seat_beats(  # noqa: PLR0917 - fixtures
-    line: LineSettings,
-    stream: Stream,
-    grey_bundle: Path,
-    redis_url: str,
-    namespace: str,
-    monkeypatch: pytest.MonkeyPatch,
+def test_frames_are_ours_while_every_loop_of_the_seat_beats(
+    line: LineSettings, stream: Stream, grey_bundle: Path, pulse: Pulse
 ) -> None:
     """Of two engines one that hangs is not covered for by the other."""
-    monkeypatch.setattr(FrameReader, "_is_old", lambda *_: True)
-    chosen = line.worker.model_copy(update={"renew_ms": 20, "reclaim_idle_ms": 60_000})
-    stop, pulse = threading.Event(), Pulse(redis_url, namespace)
-    stream.admit(entry(stream, 1, good_part(1)))
-    with FrameReader(stream, ["left"], "half", pulse=pulse, settings=chosen, stop=stop) as frames:
-        seat = replace(seat_of(open_bundle(grey_bundle)), loops=(Loop(), Loop()))
-        frames.turn_to(seat)
+    seat = replace(seat_of(open_bundle(grey_bundle)), loops=(Loop(), Loop()))
+    with renewing(line, stream, pulse, seat) as frames:
         wait_for(lambda: frames.take(seat, 4, 1.0, 1))
 
         def taken() -> bool:
@@ -399,8 +393,6 @@ def test_frames_are_ours_while_every_loop_of_the_seat_beats(  # noqa: PLR0917 - 
             return bool(stream.reclaim(["left"], "other", 1000, 1))
 
         wait_for(taken)
-        stop.set()
-    pulse.close()
 
 
 @pytest.fixture
