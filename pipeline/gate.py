@@ -5,7 +5,9 @@ compare-and-set as the inspectors, so it needs none of them to be alive. It is a
 
 A thread of a busy machine wakes late. What is not answered in one look has to wait for the end of
 the next, so the keeper measures the time from each look to the end of the next, however many looks
-it takes until none is left, remembers the longest of late, and answers that much earlier.
+it takes until none is left, remembers the longest of late, and answers that much earlier. It also
+tells those who admit parts: one with too little left for a late look is refused at once, so that
+the keeper need not look the more often, the fuller the machine is.
 
 The server's clock may be set while parts are on their way. Set forward, their gates seem to have
 passed and they are answered at once. Set back, their gates would seem far away: what is due later
@@ -15,12 +17,13 @@ shorter than a gate, everything is answered earlier by the step until those part
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from engines.contracts import Reason, StreamLost, Verdict
+from engines.contracts import Reason, StreamFull, StreamLost, Verdict
 from pipeline.stream import Stream
 from pipeline.telemetry import facts
 from pipeline.urgency import hurry
@@ -37,6 +40,7 @@ WARY = 1.5  # the next delay may be so many times the longest of late
 INSPECT_MS = 90.0  # left to inspection, however late looks were: wary of all, nothing is decided
 FORGET_S = 20.0  # a lateness has lost two thirds of its weight after so long
 ASSUMED_S = 3.0  # and one that nobody measured after so long: looks are taken all the while
+TELL_S = 1.0  # a server that was restarted meanwhile is told again after so long
 STEP_MS = 20.0  # a clock that falls behind by more was set back
 SLACK_MS = 250.0  # how far clocks of honest processes may lie apart
 
@@ -115,6 +119,9 @@ class GateKeeper:
         self._clock = SteadyClock(max(self._gates_ms.values(), default=0.0))
         self.lateness = Lateness()
         self._looked_s: float | None = None  # monotonic; None where no look is to be measured
+        self._told_ms = 0.0  # our lateness, by what the server says to those who admit frames
+        self._known_ms = 0.0  # the least that any of them went by since the last look
+        self._tell_at_s = 0.0  # monotonic
 
     def run(self, stop: threading.Event) -> None:
         """Tick until ``stop``; a lost server is waited for."""
@@ -123,8 +130,9 @@ class GateKeeper:
         while not stop.wait(wait_s):
             try:
                 self.tick(waited_ms=wait_s * 1000)
+                self.tell()
             except StreamLost:
-                self._looked_s, wait_s = None, BACK_OFF_S
+                self._looked_s, self._told_ms, wait_s = None, 0.0, BACK_OFF_S
                 continue
             facts.gauge("gate_lateness_seconds", self.lateness.ms / 1e3)
             wait_s = self.pause_ms / 1000
@@ -133,12 +141,25 @@ class GateKeeper:
     def pause_ms(self) -> float:
         """Until the next look: when the first frame has to be answered, or a rest before that.
 
-        A rest is shorter by as much as looks are late: of what is admitted meanwhile none knows.
-        Not more than that: few parts are admitted so late that they could miss it, and each look
-        makes a full machine fuller.
+        A rest is shorter by as much as looks are later than those who admit frames were told: of
+        what is admitted meanwhile nobody here knows. Not more than that: few parts come so late
+        that they could miss it, and each look makes a full machine fuller.
         """
-        rest_ms = self._rest_ms - self.lateness.ms
+        rest_ms = self._rest_ms - max(0.0, self.lateness.ms - self._known_ms)
         return min(max(LEAST_MS, self._first_ms), max(PERIOD_MS, rest_ms))
+
+    def tell(self) -> None:
+        """Tell those who admit frames how late looks are: each rise at once, a fall in a while.
+
+        A server without room for it goes on saying what it said.
+        """
+        self._known_ms, late_ms = self._told_ms, min(self.lateness.ms, self._rest_ms)
+        if late_ms <= self._told_ms and time.monotonic() < self._tell_at_s:
+            return
+        self._tell_at_s = time.monotonic() + TELL_S
+        with contextlib.suppress(StreamFull):
+            self._stream.tell_lateness(self._cameras, late_ms)
+            self._told_ms, self._known_ms = late_ms, min(late_ms, self._told_ms)
 
     def tick(self, now_ns: int | None = None, *, waited_ms: float = 0.0) -> list[Verdict]:
         """Answer what would be late by the end of the next look; the verdicts that were given.
@@ -196,14 +217,15 @@ class GateKeeper:
             yield from self._stream.due_after(camera, now_ns + int(far_ms * 1e6))
 
 
-def least_left_ms(gates_ms: Iterable[float], margin_ms: float) -> float:
+def least_left_ms(gates_ms: Iterable[float], margin_ms: float, late_ms: float) -> float:
     """How long before its gate a part of a line may be admitted at the latest.
 
     One admitted just after a look is then seen by the next, and answered ``margin_ms`` before its
-    gate, should nobody else have done so; as long as looks are not later than they were of late,
-    and late by less than a rest.
+    gate, should nobody else have done so; as long as looks are not later than ``late_ms``, which
+    their keeper tells, and late by less than two rests: the first half of that is on the parts.
     """
-    return _rest_ms(gates_ms) + PERIOD_MS + margin_ms
+    rest_ms = _rest_ms(gates_ms)
+    return rest_ms + PERIOD_MS + margin_ms + min(late_ms, rest_ms)
 
 
 def _rest_ms(gates_ms: Iterable[float]) -> float:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from engines.bundle import open_bundle
@@ -54,8 +55,10 @@ def run_ingest(settings: LineSettings, camera: str, stop: threading.Event) -> No
             size,
             ring=ring,
             originals=originals,
-            least_left_ms=least_left_ms(
-                (one.gate_ms for one in settings.cameras), settings.keeper_margin_ms
+            least_left_ms=partial(
+                least_left_ms,
+                [one.gate_ms for one in settings.cameras],
+                settings.keeper_margin_ms,
             ),
         )
         sending = stack.enter_context(Lane("admit", intake.send_on))

@@ -9,8 +9,10 @@ asking again after a doubt never counts a part twice.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections.abc import Callable
 
 from engines.contracts import Reason, StreamLost
 from pipeline.admission import Admission
@@ -49,7 +51,7 @@ class Intake:
         *,
         ring: FrameRing | None = None,
         originals: Originals | None = None,
-        least_left_ms: float = 0.0,
+        least_left_ms: Callable[[float], float] = lambda _: 0.0,
     ) -> None:
         self._stream = stream
         self._journal = journal
@@ -57,7 +59,8 @@ class Intake:
         self._framing = Framing(stream, camera, size)
         self._admission = Admission(stream, camera, ring)
         self._originals = originals
-        self._least_left_ms = least_left_ms  # to its gate, of a part that is admitted
+        # To its gate, of a part that is admitted, by the lateness of the gate keeper.
+        self._least_left_ms, self._ample_ms = least_left_ms, least_left_ms(math.inf)
         self._epoch = 0
         self._counter = 0
         self._settle_at = 0.0  # monotonic seconds
@@ -181,7 +184,9 @@ class Intake:
     def _comes_late(self, head: FrameHead) -> bool:
         """Whether its gate is so near that the gate keeper might see the part too late."""
         left_ms = (head.deadline_ns - self._stream.estimated_now_ns()) / 1e6
-        return left_ms < self._least_left_ms
+        if left_ms >= self._ample_ms:
+            return False
+        return left_ms < self._least_left_ms(self._stream.told_lateness_ms(head.camera))
 
     def _must_wait(self) -> bool:
         can_wait, owed = self._camera.overrun == "wait", len(self._journal.owed)

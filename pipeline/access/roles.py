@@ -40,7 +40,7 @@ ROLES: dict[str, tuple[str, tuple[Grant, ...]]] = {
         (
             *ANSWER,
             ("eval evalsha", "RW epoch ledger open heads frames"),
-            ("get", "R epoch"),
+            ("get", "R epoch lateness"),
             ("set", "W epoch"),
             ("hget exists hgetall", "R ledger"),
             ("zadd", "W open"),
@@ -76,6 +76,7 @@ ROLES: dict[str, tuple[str, tuple[Grant, ...]]] = {
             ("hdel", "W unacted"),
             ("zrange", "R open"),
             ("hget hmget", "R heads"),
+            ("set", "W lateness"),
             ("set del", "W alive:sink"),
         ),
     ),

@@ -1,7 +1,8 @@
-"""The one answer to every frame, whoever closes it; and open frames as the gate keeper sees them."""
+"""The one answer to every frame, and what the gate keeper sees and says of open ones."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from engines.contracts import BadFrame, Verdict
@@ -73,6 +74,22 @@ class Answers(Verdicts):
         """``answer_open`` for many frames in one round trip; those that had no verdict yet."""
         answered = self._run_all("answer", [self._answer_call(verdict) for verdict in verdicts])
         return [verdict for verdict, was_open in zip(verdicts, answered, strict=True) if was_open]
+
+    def tell_lateness(self, cameras: Sequence[str], late_ms: float) -> None:
+        """Say how late the looks of the gate keeper may be, to those that admit frames."""
+        with self._translated():
+            told = f"{late_ms:.3f}"
+            self._ask_each(("SET", self._of(camera).lateness, told) for camera in cameras)
+
+    def told_lateness_ms(self, camera: str) -> float:
+        """What the gate keeper has said; 0 where none has, inf where that is no time."""
+        with self._translated():
+            told = self._ask("GET", self._of(camera).lateness)
+        try:
+            late_ms = float(told or 0)
+        except ValueError:
+            return math.inf
+        return late_ms if late_ms >= 0 else math.inf
 
     # -- the one answer ----------------------------------------------------------------------
 

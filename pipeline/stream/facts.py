@@ -17,7 +17,17 @@ OUTCOMES = {Decision.PASS.lower(), Decision.FAIL.lower()}
 class Keys:
     """Keys of one camera. They share its hash tag, so a cluster keeps a camera on one shard."""
 
-    __slots__ = ("epoch", "frames", "heads", "ledger", "open", "quarantine", "unacted", "verdicts")
+    __slots__ = (
+        "epoch",
+        "frames",
+        "heads",
+        "lateness",
+        "ledger",
+        "open",
+        "quarantine",
+        "unacted",
+        "verdicts",
+    )
 
     def __init__(self, namespace: str, camera: str) -> None:
         if not re.fullmatch(CAMERA_NAME, camera, re.ASCII):
@@ -35,6 +45,7 @@ class Keys:
     unacted: str  # hash: entry id -> ledger field, what is answered and no sink has acted on
     quarantine: str  # stream: the last few entries that no inspector could read
     epoch: str
+    lateness: str  # milliseconds: how late the looks of the gate keeper may be just now
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -174,22 +175,75 @@ def test_a_near_gate_allows_no_long_rest(stream: Stream, gate_ms: float, rest_ms
     assert keeper.pause_ms == pytest.approx(max(PERIOD_MS, rest_ms - 4.0), abs=0.1)
 
 
-@pytest.mark.parametrize("late_ms", [0.0, 8.0])
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
 @pytest.mark.parametrize("gate_ms", [60.0, 100.0, 500.0, 9e5])
 def test_what_is_admitted_at_the_last_moment_is_answered_in_time(
-    stream: Stream, gate_ms: float, late_ms: float
+    stream: Stream, monkeypatch: pytest.MonkeyPatch, gate_ms: float, share: float, times: int
 ) -> None:
-    """It comes just after a look, and the next one is as late as looks have been of late."""
+    """It comes just after a look, or after what is said then; the next look is late as others."""
     keeper = GateKeeper(stream, ["cam"], MARGIN_MS, {"cam": gate_ms})
+    late_ms = share * keeper._rest_ms
     keeper.lateness = Lateness(0.0)
     keeper.lateness.note(late_ms)
+    monkeypatch.setattr(Lateness, "note", lambda *_: None)  # of a machine that is later still
     now_ns = 10**15
-    keeper.tick(now_ns)
+    told_ms = []
+    for _ in range(times):
+        told_ms = [stream.told_lateness_ms("cam")]
+        keeper.tick(now_ns)
+        keeper.tell()
+        told_ms += [stream.told_lateness_ms("cam")]
+    assert told_ms[-1] == pytest.approx(late_ms, rel=0.01)
+    due_ns = now_ns + int(least_left_ms([gate_ms, 1e6], MARGIN_MS, min(told_ms)) * MS)
     pause_ms = keeper.pause_ms
-    due_ns = now_ns + int(least_left_ms([gate_ms, 1e6], MARGIN_MS) * MS)
     admit(stream, "cam/1-1", deadline_ns=due_ns)
     (verdict,) = keeper.tick(now_ns + int((pause_ms + late_ms) * MS))
     assert due_ns - verdict.decided_ns >= MARGIN_MS * MS
+
+
+def test_a_late_keeper_rests_as_long_once_it_has_said_so(stream: Stream) -> None:
+    """What it says holds for what is admitted from then on, and a fall holds at once."""
+    keeper = GateKeeper(stream, ["cam", "other"], MARGIN_MS, {"cam": 100.0})
+    keeper.lateness = Lateness(0.0)
+    keeper.lateness.note(10.0)
+    pauses_ms = []
+    for _ in range(2):
+        keeper.tick(0)
+        keeper.tell()
+        pauses_ms.append(keeper.pause_ms)
+    assert pauses_ms == pytest.approx([15.0, 25.0], abs=0.1)
+    assert stream.told_lateness_ms("cam") == stream.told_lateness_ms("other") > 9
+    keeper.lateness = Lateness(0.0)
+    keeper._tell_at_s = 0.0
+    keeper.tell()
+    assert stream.told_lateness_ms("cam") == 0
+    keeper.lateness.note(10.0)
+    assert keeper.pause_ms == pytest.approx(15.0, abs=0.1)
+
+
+def test_a_keeper_that_nobody_heard_rests_less(tmp_path: Path, namespace: str) -> None:
+    """A full server does not take what it says, and goes on with what it said; it is no loss."""
+    with embedded_server(tmp_path) as url, open_stream(url, namespace) as stream:
+        keeper = GateKeeper(stream, ["cam"], MARGIN_MS, {"cam": 100.0})
+        keeper.lateness = Lateness(0.0)
+        keeper.lateness.note(4.0)
+        keeper.tell()
+        stream._commands.config_set("maxmemory", 1)
+        keeper.lateness.note(14.0)
+        keeper.tell()
+        keeper.tick(0)
+        assert stream.told_lateness_ms("cam") == pytest.approx(4.0, abs=0.1)
+        assert keeper.pause_ms == pytest.approx(25.0 - 10.0, abs=0.1)
+
+
+@pytest.mark.parametrize("told", ["much", "nan", "-1"])
+def test_what_is_no_lateness_counts_as_the_longest(stream: Stream, told: str) -> None:
+    """Whoever wrote it there, parts that come late are refused and not risked."""
+    stream._commands.set(stream._of("cam").lateness, told)
+    assert stream.told_lateness_ms("cam") == math.inf
+    assert stream.told_lateness_ms("other") == 0
+    assert least_left_ms([100.0], MARGIN_MS, math.inf) == 25.0 + 25.0 + PERIOD_MS + MARGIN_MS
 
 
 def test_it_is_early_by_its_lateness_and_by_a_share_of_the_gate_at_most(stream: Stream) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engines.contracts import Decision, Frame, Reason, StreamLost, Verdict
+from pipeline import gate
 from pipeline.config import LineSettings
 from pipeline.ingest import run_ingest
 from pipeline.intake import Intake
@@ -84,7 +86,7 @@ def intake_on(
     url: str,
     folder: Path,
     ring: FrameRing | None = None,
-    least_left_ms: float = 0.0,
+    least_left_ms: Callable[[float], float] = lambda _: 0.0,
     **camera: Any,  # noqa: ANN401 - settings
 ) -> tuple[Stream, Journal, Intake]:
     """An intake by itself, whose exposures the test makes."""
@@ -333,11 +335,13 @@ def test_a_waiting_source_learns_how_long_credits_take(
 def test_a_part_that_comes_too_late_is_answered_at_once(tmp_path: Path) -> None:
     """The gate keeper might see it too late, should no worker look at it."""
     with embedded_server(tmp_path / "redis") as url:
+        least_left_ms = partial(gate.least_left_ms, [1000.0], 195.0)
         stream, journal, taking = intake_on(
-            url, tmp_path, least_left_ms=300, gate_ms=1000, overrun="reject"
+            url, tmp_path, least_left_ms=least_left_ms, gate_ms=1000, overrun="reject"
         )
         with closing(stream), closing(journal):
-            for age_ms, backlog in ((710, 0), (400, 1)):
+            for age_ms, late_ms, backlog in ((710, 0, 0), (400, 200, 1), (650, 60, 1), (650, 0, 2)):
+                stream.tell_lateness(["left"], late_ms)
                 taking.take(replace(frame(), captured_ns=time.time_ns() - age_ms * 1_000_000))
                 assert stream.backlog("left") == backlog
-            assert stream.ledger("left").undecided == {"deadline": 1}
+            assert stream.ledger("left").undecided == {"deadline": 2}
