@@ -17,6 +17,8 @@ from engines.methods.drdc import KINDS, Drdc, residual_name
 from engines.methods.drdc_inpainting import lock_low_band, reimpose
 from engines.methods.latent import Batch
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from pathlib import Path
 

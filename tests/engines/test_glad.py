@@ -25,6 +25,8 @@ from engines.methods.method import State
 from engines.noise import add_noise, predict_x0
 from tests.engines.sketch_parts import Denoiser
 
+pytestmark = pytest.mark.slow
+
 CONFIGURATION: dict[str, Any] = {
     "method": "GLAD",
     "codec": {"kind": "vae", "network": "lean", "image_size": (64, 64)},

@@ -22,6 +22,8 @@ from engines.methods.whitening import Whitening
 from tests.engines.sketch_parts import Denoiser
 from tests.engines.walking import findings
 
+pytestmark = pytest.mark.slow
+
 CHANNELS, SIDE = 8, 64
 NOISE_METHODS = ("D3AD", "GLAD", "DRDC-style")
 CONFIGURATION: dict[str, Any] = {

@@ -5,9 +5,13 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
+
 from tests.faults.injuries import INJURIES, drawn
 from tests.faults.report import totals, write_report
 from tests.faults.rounds import run_round
+
+pytestmark = pytest.mark.slow
 
 SECONDS = 8.0
 

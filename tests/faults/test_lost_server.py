@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from engines.contracts import Decision, Reason, Verdict
 from pipeline.config import LineSettings, load_line
@@ -18,6 +19,8 @@ from pipeline.stream import Ledger, open_stream
 from pipeline.takes import run_watched
 from tests.tiny_line import write_line, write_parts
 from tests.waiting import wait_for
+
+pytestmark = pytest.mark.slow
 
 FRAMES = 100
 

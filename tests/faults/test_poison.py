@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from engines.backend_stub import DEADLY, SCORELESS
 from engines.contracts import Decision, Reason
 from tests.faults.conftest import StubLine
@@ -12,6 +14,8 @@ from tests.faults.invariants import require_sound
 from tests.faults.servers import HurtServer
 from tests.faults.standing import standing
 from tests.stub_line import CATEGORY, mixed
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_part_without_a_score_is_undecided(stub_line: StubLine, hurt: HurtServer) -> None:

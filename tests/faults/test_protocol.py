@@ -6,6 +6,8 @@ import pytest
 
 from tests.faults.protocol import Rules, explore
 
+pytestmark = pytest.mark.slow
+
 STATES, TRANSITIONS = 50_000, 500_000  # fewer would mean that something is no longer explored
 
 

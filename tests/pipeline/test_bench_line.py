@@ -21,6 +21,8 @@ from pipeline.bench.line import (
 from pipeline.bench.report import quantiles
 from pipeline.bench.stage import ENGINE, LATE, ROLES, Look, Seen, run_stage
 
+pytestmark = pytest.mark.slow
+
 DEMO = Path(__file__).parents[2] / "configs" / "bundles" / "demo"
 FEW = 16  # frames
 needs_demo = pytest.mark.skipif(not DEMO.exists(), reason="the demo bundle is not here")

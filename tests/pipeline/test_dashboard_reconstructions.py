@@ -27,7 +27,7 @@ from tests.tiny_line import write_line
 
 DEMO = Path(__file__).parents[2] / "configs" / "bundles" / "demo"
 PATIENCE_S = 600.0  # torch is loaded, while others load it too
-pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * PATIENCE_S)]
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,8 @@ from pipeline.stream import VerdictDelivery
 from tests.pipeline.pages import NEEDS_BROWSER, Running, running_line, until, visiting
 from tests.tiny_line import CATEGORY, shared_bundle
 
+pytestmark = pytest.mark.slow
+
 
 def rejected(number: int, **more: object) -> VerdictDelivery:
     """A failed part as the sink sees it."""

@@ -32,6 +32,7 @@ COMPUTE = ("SM86", "SM89")
 BUCKETS = (1, 4)
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
     ),

@@ -19,7 +19,8 @@ from engines.openvino_graphs import openvino_core
 from tests.engines.exported import Exported, draw_parts, exported, rows_of
 from tests.engines.sketches import SKETCHES
 
-pytestmark = pytest.mark.timeout(600)  # four exports took 93 s on a busy machine
+# Four exports took 93 s on a busy machine.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 DEMO = Path(__file__).parents[3] / "configs" / "bundles" / "demo"
 BOUNDS: dict[Half, float] = {"fp16": 2e-3, "bf16": 1.6e-2}  # two roundings, of the largest value
 

@@ -25,6 +25,8 @@ from engines.quantisation import RUNGS
 from engines.specimens import pictures
 from tests.engines.gpu.real_bundles import write_bundle
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from pathlib import Path
 
