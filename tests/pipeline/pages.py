@@ -104,14 +104,14 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 @contextmanager
 def visiting(width: int = 1280, height: int = 720) -> Iterator[Page]:
-    """A page of headless Chromium."""
+    """A page of headless Chromium; its context opens others beside it."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": height}, locale="en-GB")
-        page.set_default_timeout(PATIENCE_S * 1000)
-        yield page
+        context = browser.new_context(viewport={"width": width, "height": height}, locale="en-GB")
+        context.set_default_timeout(PATIENCE_S * 1000)
+        yield context.new_page()
         browser.close()
 
 
