@@ -114,6 +114,7 @@ class GateKeeper:
         self._margin_ms = margin_ms
         self._late_max_ms = {name: _most_ms(gate_ms) for name, gate_ms in (gates_ms or {}).items()}
         self._rest_ms = _rest_ms((gates_ms or {}).values())
+        self._borne_ms = _borne_ms((gates_ms or {}).values())
         self._first_ms = math.inf  # until the first open frame has to be answered
         self._gates_ms = dict(gates_ms or {})
         self._clock = SteadyClock(max(self._gates_ms.values(), default=0.0))
@@ -153,7 +154,7 @@ class GateKeeper:
 
         A server without room for it goes on saying what it said.
         """
-        self._known_ms, late_ms = self._told_ms, min(self.lateness.ms, self._rest_ms)
+        self._known_ms, late_ms = self._told_ms, min(self.lateness.ms, self._borne_ms)
         if late_ms <= self._told_ms and time.monotonic() < self._tell_at_s:
             return
         self._tell_at_s = time.monotonic() + TELL_S
@@ -221,11 +222,17 @@ def least_left_ms(gates_ms: Iterable[float], margin_ms: float, late_ms: float) -
     """How long before its gate a part of a line may be admitted at the latest.
 
     One admitted just after a look is then seen by the next, and answered ``margin_ms`` before its
-    gate, should nobody else have done so; as long as looks are not later than ``late_ms``, which
-    their keeper tells, and late by less than two rests: the first half of that is on the parts.
+    gate, should nobody else have done so; as long as looks are not later than of late, which is
+    what their keeper tells (``late_ms``), and late by less than a rest.
     """
-    rest_ms = _rest_ms(gates_ms)
-    return rest_ms + PERIOD_MS + margin_ms + min(late_ms, rest_ms)
+    gates_ms = tuple(gates_ms)
+    return _rest_ms(gates_ms) + PERIOD_MS + margin_ms + min(late_ms, _borne_ms(gates_ms))
+
+
+def _borne_ms(gates_ms: Iterable[float]) -> float:
+    """How much lateness the parts that are admitted bear; for more, the keeper rests less."""
+    gates_ms = tuple(gates_ms)
+    return min(_rest_ms(gates_ms), _most_ms(min(gates_ms, default=0.0)))
 
 
 def _rest_ms(gates_ms: Iterable[float]) -> float:

@@ -356,7 +356,10 @@ class Link:
     def _sentence(self, error: Exception) -> InspectionError:
         text = str(error)
         if isinstance(error, exceptions.NoPermissionError) or text.startswith("NOPERM"):
-            return BadConfig(f"{self.address} does not allow this user what we need: {text}.")
+            return BadConfig(
+                f"{self.address} does not allow this user what we need ({text}): make the users "
+                "anew by `assayline doctor --setup`."
+            )
         if isinstance(error, exceptions.AuthenticationError) or "NOAUTH" in text:
             return BadConfig(f"{self.address} refused the user or password: correct the address.")
         if isinstance(error, exceptions.OutOfMemoryError):

@@ -106,9 +106,14 @@ class Verdicts(Link):
     ) -> list[VerdictDelivery]:
         """Verdicts after ``after_id`` ("0" = all still kept), oldest first, without a group."""
         block = min(block_ms, BLOCK_MAX_MS) if block_ms > 0 else None
-        with self._translated():
-            found = self._blocking.xread({self._of(camera).verdicts: after_id}, count, block)
-        return self._decode(camera, found[0][1]) if found else []
+        while True:
+            with self._translated():
+                found = self._blocking.xread({self._of(camera).verdicts: after_id}, count, block)
+            entries = found[0][1] if found else []
+            deliveries = self._decode(camera, entries)
+            if deliveries or not entries:
+                return deliveries
+            after_id = entries[-1][0].decode()  # none of these is ours: what lies behind them?
 
     def ledger(self, camera: str) -> Ledger:
         """The counts of a camera, of one instant."""

@@ -194,7 +194,7 @@ def test_what_is_admitted_at_the_last_moment_is_answered_in_time(
         keeper.tick(now_ns)
         keeper.tell()
         told_ms += [stream.told_lateness_ms("cam")]
-    assert told_ms[-1] == pytest.approx(late_ms, rel=0.01)
+    assert told_ms[-1] == pytest.approx(min(late_ms, keeper._borne_ms), rel=0.01)
     due_ns = now_ns + int(least_left_ms([gate_ms, 1e6], MARGIN_MS, min(told_ms)) * MS)
     pause_ms = keeper.pause_ms
     admit(stream, "cam/1-1", deadline_ns=due_ns)
@@ -243,7 +243,18 @@ def test_what_is_no_lateness_counts_as_the_longest(stream: Stream, told: str) ->
     stream._commands.set(stream._of("cam").lateness, told)
     assert stream.told_lateness_ms("cam") == math.inf
     assert stream.told_lateness_ms("other") == 0
-    assert least_left_ms([100.0], MARGIN_MS, math.inf) == 25.0 + 25.0 + PERIOD_MS + MARGIN_MS
+
+
+@pytest.mark.parametrize(
+    ("gate_ms", "least_ms", "most_ms"),
+    [(20.0, 15.0, 17.5), (100.0, 35.0, 47.5), (500.0, 60.0, 110.0), (9e5, 510.0, 1010.0)],
+)
+def test_parts_bear_a_share_of_the_lateness(
+    gate_ms: float, least_ms: float, most_ms: float
+) -> None:
+    """As long as a rest at the most, and near a gate an eighth of the way to it."""
+    for late_ms, left_ms in ((0.0, least_ms), (math.inf, most_ms)):
+        assert least_left_ms([gate_ms, 1e6], MARGIN_MS, late_ms) == left_ms
 
 
 def test_it_is_early_by_its_lateness_and_by_a_share_of_the_gate_at_most(stream: Stream) -> None:

@@ -141,6 +141,20 @@ def test_a_foreign_entry_blocks_no_sink(every_stream: Stream) -> None:
     assert stream.trim_verdicts("cam") >= 1
 
 
+def test_foreign_entries_block_nobody_who_looks_on(every_stream: Stream) -> None:
+    """However many come in a row, the verdict behind them is found; behind the last is nothing."""
+    stream = every_stream
+    write(stream, 1)
+    (first,) = stream.follow_verdicts("cam", "0")
+    for _ in range(5):
+        stream._commands.xadd(f"{stream.namespace}:{{cam}}:verdicts", {"junk": "1"}, id="*")
+    assert stream.follow_verdicts("cam", first.entry_id, count=2, block_ms=10) == []
+    stream._commands.delete(f"{stream.namespace}:{{cam}}:ledger")  # so that an id lies behind them
+    write(stream, 2)
+    (second,) = stream.follow_verdicts("cam", first.entry_id, count=2)
+    assert second.verdict.frame_id == "cam/1-2"
+
+
 def test_what_is_answered_stands_until_a_sink_has_acted_on_it(every_stream: Stream) -> None:
     """A frame is open, then unacted, then counted as acted; at each instant it is one of them."""
     stream = every_stream
