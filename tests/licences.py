@@ -7,6 +7,7 @@ package that is pinned and not installed keeps what the file says of it.
 from __future__ import annotations
 
 import re
+import sysconfig
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -46,8 +47,9 @@ def licences() -> dict[str, str]:
 
 
 def installed() -> dict[str, metadata.Distribution]:
-    """Distributions of this environment by name."""
-    return {plain(found.metadata["Name"]): found for found in metadata.distributions()}
+    """Distributions of this environment by name, without those that setuptools carries inside."""
+    places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    return {plain(found.metadata["Name"]): found for found in metadata.distributions(path=places)}
 
 
 def licence_of(found: metadata.Distribution) -> str:

@@ -62,7 +62,7 @@ def case_of(target: Target, seeds: Sequence[Case], seed: int, number: int) -> Ca
 
 def run_case(target: Target, room: Room, case: Case, tally: Tally, number: int) -> str:
     """What went wrong with one case, "" where nothing did."""
-    before_kb, began_s = _peak_kb(), time.process_time()
+    before_kb, began_s = peak_kb(), time.process_time()
     wrong = ""
     try:
         with _patience():
@@ -73,7 +73,7 @@ def run_case(target: Target, room: Room, case: Case, tally: Tally, number: int) 
         wrong = "does not end"
     except Exception as error:  # this is what is looked for
         wrong = f"{type(error).__name__}: {error}"[:300]
-    taken_s, grown_kb = time.process_time() - began_s, _peak_kb() - before_kb
+    taken_s, grown_kb = time.process_time() - began_s, peak_kb() - before_kb
     tally.cases += 1
     tally.grown_kb = max(tally.grown_kb, grown_kb)
     if taken_s * 1e3 > tally.slowest_ms:
@@ -129,5 +129,6 @@ def raise_hang(*_: object) -> None:
     raise Hang
 
 
-def _peak_kb() -> int:
+def peak_kb() -> int:
+    """The most memory that this process has ever held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
