@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -81,13 +82,14 @@ REDIS_ROOMS = {
 }
 
 
-def modules(room: str) -> dict[str, ast.Module]:
-    """Every module of a package by its dotted name, parsed."""
+@cache
+def modules(room: str) -> dict[str, frozenset[str]]:
+    """Every module of a package by its dotted name, with what it imports anywhere."""
     found = {}
     for path in sorted((ROOT / room).rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found[name] = ast.parse(path.read_text("utf-8"))
+        found[name] = frozenset(imports(ast.parse(path.read_text("utf-8"))))
     return found
 
 
@@ -106,8 +108,8 @@ def importing(room: str, *libraries: str) -> set[str]:
     """Modules of a package that import one of these libraries."""
     return {
         name
-        for name, tree in modules(room).items()
-        if any(imported.split(".")[0] in libraries for imported in imports(tree))
+        for name, imported in modules(room).items()
+        if any(one.split(".")[0] in libraries for one in imported)
     }
 
 
@@ -128,15 +130,15 @@ def test_nothing_stands_on_the_commands() -> None:
     """Only the entry point and the commands themselves import pipeline.cli."""
     users = {
         name
-        for name, tree in modules("pipeline").items()
-        if any(imported.startswith("pipeline.cli") for imported in imports(tree))
+        for name, imported in modules("pipeline").items()
+        if any(one.startswith("pipeline.cli") for one in imported)
     }
     assert {name for name in users if not name.startswith("pipeline.cli")} == {"pipeline.__main__"}
 
 
 def test_the_vocabulary_needs_nothing_of_ours() -> None:
     """contracts stands at the bottom."""
-    assert not {i for i in imports(modules("engines")["engines.contracts"]) if "engines" in i}
+    assert not {i for i in modules("engines")["engines.contracts"] if "engines" in i}
 
 
 def test_torch_has_its_rooms() -> None:
