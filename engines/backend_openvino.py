@@ -15,7 +15,7 @@ import numpy as np
 
 from engines.backend import PROGRESS, BatchedBackend, columns, precision_of, usable_cores
 from engines.contracts import EngineFault, Evidence, Progress, Rows
-from engines.openvino_graphs import Graph, Named, openvino_core
+from engines.openvino_graphs import THREADS, Graph, Named, openvino_core
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -135,7 +135,7 @@ def _settings(threads: int | None, cache: Path | None) -> dict[str, Any]:
         "ENABLE_CPU_PINNING": False,
     }
     if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
+        settings[THREADS] = threads
     if cache is not None:
         settings["CACHE_DIR"] = str(cache)
     return settings

@@ -7,7 +7,9 @@ And a stream may take its rows all together or a few at a time: what many rows h
 operations is more than a cache does. Which is quickest is measured when a graph is opened.
 
 Where several engines share the processor, each has a stream of one compiled model, and they never
-wait for one another.
+wait for one another. With one thread each they have compiled models of their own, which run in the
+calling thread: to hand every call to a thread of OpenVINO's and to be woken by it cost a line near
+its gate half of what its engines had to wait for a core.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from engines.backend import BUCKETS, bucket_of, last_line, output_name
+from engines.backend import BUCKETS, bucket_of, last_line, output_name, usable_cores
 from engines.contracts import AnyArray, BadBundle, EngineFault
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 Named = dict[str, AnyArray]
 MOST = BUCKETS[-1]  # rows of a call
+THREADS = "INFERENCE_NUM_THREADS"
 TRIED, TURNS = 8, 3  # rows of the calls that are timed, at most, and how often
 
 
@@ -62,6 +65,7 @@ class Way(NamedTuple):
     compiled: Any
     each: int  # rows that go together
     streams: int = 1  # on which others go meanwhile; of one, they go in turn
+    by_caller: bool = False  # in the calling thread: there is no other
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +74,17 @@ class Call:
 
     requests: tuple[Any, ...]
     at_once: bool
+    by_caller: bool = False
 
     def run(self) -> None:
         """Run all requests; every one of them has ended when this does, even by raising."""
+        if self.by_caller:
+            for request in self.requests:
+                request.infer(share_outputs=True)  # else it would copy them for its return value
+            return
         with ExitStack() as ending:
             for request in self.requests:
-                # Not infer(): that computes in the calling thread, which has no stream of its own.
+                # Not infer(): the calling thread has no stream of its own among several.
                 request.start_async()
                 if self.at_once:
                     ending.callback(request.wait)
@@ -87,8 +96,8 @@ class Spread:
     """A model on the processor, and the buffers that it reads (``given``) and writes (``found``).
 
     Compiled by ``settings`` of the CPU plugin for calls of up to ``capacity`` rows. With several
-    ``engines`` it is one of so many that may run at the same time, which ``beside`` gives. Raises
-    RuntimeError where the model does not compile.
+    ``engines`` it is one of so many that may run at the same time; ``beside`` gives the others.
+    Raises RuntimeError where the model does not compile.
     """
 
     def __init__(
@@ -100,6 +109,9 @@ class Spread:
     ) -> None:
         most = min(capacity, MOST)
         ways = _ways(model, settings, bucket_of(most), engines)
+        # Compiled models for those beside this one, where each has its own.
+        others = engines - 1 if ways[0].by_caller else 0
+        self._others = [_in_caller(model, settings) for _ in range(others)]
         self.inputs, self.outputs = list(ways[0].compiled.inputs), list(ways[0].compiled.outputs)
         self._hold_buffers()
         tried = bucket_of(min(most, max(TRIED, *(way.streams for way in ways))))
@@ -110,6 +122,9 @@ class Spread:
     def beside(self) -> Spread:
         """The same with buffers of its own: another engine."""
         other = copy.copy(self)
+        if self._others:
+            own = self._others.pop()
+            other._ways = {size: way._replace(compiled=own) for size, way in self._ways.items()}
         other._hold_buffers()
         other._calls = other._laid_out()
         return other
@@ -148,7 +163,8 @@ class Spread:
                 made.set_output_tensor(index, tensor(buffer[rows], shared_memory=True))
             return made
 
-        return Call(tuple(request(first) for first in range(0, size, each)), way.streams > 1)
+        requests = tuple(request(first) for first in range(0, size, each))
+        return Call(requests, way.streams > 1, way.by_caller)
 
 
 def _ways(
@@ -160,17 +176,30 @@ def _ways(
     """How calls of up to ``most`` rows could go, the one for any number first."""
     compiled = functools.partial(openvino_core().compile_model, model, "CPU")
     few = [each for each in BUCKETS if each < min(most, TRIED)]
+    threads = int(settings.get(THREADS) or usable_cores())
+    if threads // engines <= 1:
+        own = _in_caller(model, settings)
+        return [Way(own, each, by_caller=True) for each in (most, *few)]
     if engines > 1:  # each of them has a stream, and takes what it is given in turn
         own = compiled({"NUM_STREAMS": engines, **settings})
         return [Way(own, each) for each in (most, *few)]
     whole = compiled({"PERFORMANCE_HINT": "LATENCY", **settings})
     together = Way(whole, most)
-    threads = int(whole.get_property("INFERENCE_NUM_THREADS"))
+    threads = int(whole.get_property(THREADS))
     streams = min(most, _power_of_two(threads))  # as buckets are
     if streams == 1:
         return [together, *(Way(whole, each) for each in few)]
-    own = compiled({"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads, **settings})
+    own = compiled({"NUM_STREAMS": streams, THREADS: threads, **settings})
     return [together, *(Way(own, each, streams) for each in few if each * streams <= most)]
+
+
+def _in_caller(
+    model: Any,  # noqa: ANN401 - openvino ships no types
+    settings: Mapping[str, Any],
+) -> Any:  # noqa: ANN401 - as above
+    """A model that the calling thread computes alone."""
+    alone = {**settings, "NUM_STREAMS": 1, THREADS: 1}
+    return openvino_core().compile_model(model, "CPU", alone)
 
 
 class Graph:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -68,7 +69,10 @@ def first(frames: Named, count: int) -> Named:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 16])
-@pytest.mark.parametrize("machine", [Machine(apart, 2), Machine(apart, 1), Machine(apart, 2, 2)])
+@pytest.mark.parametrize(
+    "machine",
+    [Machine(apart, 2), Machine(apart, 1), Machine(apart, 2, 2), Machine(apart, 4, 2)],
+)
 def test_rows_find_the_same_however_they_go(
     deco: Exported, frames: Named, monkeypatch: pytest.MonkeyPatch, count: int, machine: Machine
 ) -> None:
@@ -90,6 +94,7 @@ def test_rows_find_the_same_however_they_go(
         (Machine(apart, 1), [1, 2, 4, 8, 16]),
         (Machine(together, 1), [1] * 5),
         (Machine(apart, 2, 2), [1, 2, 4, 8, 16]),
+        (Machine(apart, 4, 2), [1, 2, 4, 8, 16]),
     ],
 )
 def test_rows_go_as_is_quickest(
@@ -98,9 +103,32 @@ def test_rows_go_as_is_quickest(
     """A single row has all threads of its engine; on one thread, shares go in turn."""
     calls = graph(deco, monkeypatch, machine)._spread._calls
     assert [len(calls[size].requests) for size in BUCKETS] == shares
-    streams = machine.threads // machine.engines
+    has_streams = machine.engines == 1 and machine.threads > 1
     for call in calls.values():
-        assert call.at_once == (streams > 1 and len(call.requests) > 1)
+        assert call.at_once == (has_streams and len(call.requests) > 1)
+
+
+@pytest.mark.parametrize(
+    ("machine", "in_caller"), [(Machine(apart, 2, 2), True), (Machine(apart, 4, 2), False)]
+)
+def test_an_engine_of_one_thread_computes_where_it_is_called(
+    deco: Exported,
+    frames: Named,
+    monkeypatch: pytest.MonkeyPatch,
+    machine: Machine,
+    in_caller: bool,
+) -> None:
+    """No other thread has to be woken, and engines beside each other share no compiled model."""
+    one = graph(deco, monkeypatch, machine)
+    engines = (one, one.beside())
+    for engine in engines:
+        began_s, began_here_s = time.process_time(), time.thread_time()
+        for _ in range(3):
+            engine.run_on(frames)
+        here_s, taken_s = time.thread_time() - began_here_s, time.process_time() - began_s
+        assert (here_s > 0.7 * taken_s) == in_caller
+    compiled = {id(engine._spread._ways[1].compiled) for engine in engines}
+    assert len(compiled) == (2 if in_caller else 1)
 
 
 def test_engines_beside_each_other_share_no_row(
