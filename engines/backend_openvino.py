@@ -83,7 +83,7 @@ class OpenVinoBackend(BatchedBackend):
 
     @property
     def beside(self) -> Sequence[OpenVinoBackend]:
-        """Those over the same compiled graphs, each with rows of its own; closed with this one."""
+        """Those of the same graphs, each with rows of its own; closed with this one."""
         return self._others
 
     def rehearse(self, graph: GraphName, size: int) -> bool:

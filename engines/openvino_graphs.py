@@ -122,8 +122,8 @@ class Spread:
     def beside(self) -> Spread:
         """The same with buffers of its own: another engine."""
         other = copy.copy(self)
-        if self._others:
-            own = self._others.pop()
+        if self._ways[1].by_caller:
+            own = self._others.pop()  # there are no more than were asked for
             other._ways = {size: way._replace(compiled=own) for size, way in self._ways.items()}
         other._hold_buffers()
         other._calls = other._laid_out()

@@ -7,7 +7,7 @@ A thread of a busy machine wakes late. What is not answered in one look has to w
 the next, so the keeper measures the time from each look to the end of the next, however many looks
 it takes until none is left, remembers the longest of late, and answers that much earlier. It also
 tells those who admit parts: one with too little left for a late look is refused at once, so that
-the keeper need not look the more often, the fuller the machine is.
+the keeper need not look the more often, the fuller the machine is, up to what parts can bear.
 
 The server's clock may be set while parts are on their way. Set forward, their gates seem to have
 passed and they are answered at once. Set back, their gates would seem far away: what is due later
@@ -17,13 +17,12 @@ shorter than a gate, everything is answered earlier by the step until those part
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from engines.contracts import Reason, StreamFull, StreamLost, Verdict
+from engines.contracts import BadConfig, Reason, StreamFull, StreamLost, Verdict
 from pipeline.stream import Stream
 from pipeline.telemetry import facts
 from pipeline.urgency import hurry
@@ -123,6 +122,7 @@ class GateKeeper:
         self._told_ms = 0.0  # our lateness, by what the server says to those who admit frames
         self._known_ms = 0.0  # the least that any of them went by since the last look
         self._tell_at_s = 0.0  # monotonic
+        self._is_mute = False  # since this user may not tell
 
     def run(self, stop: threading.Event) -> None:
         """Tick until ``stop``; a lost server is waited for."""
@@ -152,15 +152,22 @@ class GateKeeper:
     def tell(self) -> None:
         """Tell those who admit frames how late looks are: each rise at once, a fall in a while.
 
-        A server without room for it goes on saying what it said.
+        A server without room for it goes on saying what it said, perhaps not of every camera.
         """
         self._known_ms, late_ms = self._told_ms, min(self.lateness.ms, self._borne_ms)
         if late_ms <= self._told_ms and time.monotonic() < self._tell_at_s:
             return
         self._tell_at_s = time.monotonic() + TELL_S
-        with contextlib.suppress(StreamFull):
+        self._known_ms = self._told_ms = min(late_ms, self._told_ms)  # a fall holds at once
+        try:
             self._stream.tell_lateness(self._cameras, late_ms)
-            self._told_ms, self._known_ms = late_ms, min(late_ms, self._told_ms)
+            self._told_ms = late_ms
+        except StreamFull:
+            pass
+        except BadConfig as error:  # a user made before this was told: then rests are shorter
+            if not self._is_mute:
+                facts.event("lateness_untold", level="warning", sentence=str(error))
+            self._is_mute = True
 
     def tick(self, now_ns: int | None = None, *, waited_ms: float = 0.0) -> list[Verdict]:
         """Answer what would be late by the end of the next look; the verdicts that were given.

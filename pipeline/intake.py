@@ -183,10 +183,13 @@ class Intake:
 
     def _comes_late(self, head: FrameHead) -> bool:
         """Whether its gate is so near that the gate keeper might see the part too late."""
-        left_ms = (head.deadline_ns - self._stream.estimated_now_ns()) / 1e6
-        if left_ms >= self._ample_ms:
+        if self._left_ms(head) >= self._ample_ms:
             return False
-        return left_ms < self._least_left_ms(self._stream.told_lateness_ms(head.camera))
+        least_ms = self._least_left_ms(self._stream.told_lateness_ms(head.camera))
+        return self._left_ms(head) < least_ms  # after the server was asked, which takes time
+
+    def _left_ms(self, head: FrameHead) -> float:
+        return (head.deadline_ns - self._stream.estimated_now_ns()) / 1e6
 
     def _must_wait(self) -> bool:
         can_wait, owed = self._camera.overrun == "wait", len(self._journal.owed)

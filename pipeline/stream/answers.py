@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from engines.contracts import BadFrame, Verdict
+from engines.contracts import BadConfig, BadFrame, Verdict
 from pipeline.stream.facts import Delivery, Keys, ledger_field
 from pipeline.stream.link import Call, scored
 from pipeline.stream.packing import Word
@@ -82,12 +82,15 @@ class Answers(Verdicts):
             self._ask_each(("SET", self._of(camera).lateness, told) for camera in cameras)
 
     def told_lateness_ms(self, camera: str) -> float:
-        """What the gate keeper has said; 0 where none has, inf where that is no time."""
-        with self._translated():
-            told = self._ask("GET", self._of(camera).lateness)
+        """What the gate keeper has said; inf where it said nothing, no time, or not to this user.
+
+        So a server that was restarted, and users that were made before, cost parts that come late
+        and no promise.
+        """
         try:
-            late_ms = float(told or 0)
-        except ValueError:
+            with self._translated():
+                late_ms = float(self._ask("GET", self._of(camera).lateness) or math.inf)
+        except (BadConfig, ValueError):
             return math.inf
         return late_ms if late_ms >= 0 else math.inf
 

@@ -113,7 +113,7 @@ class Verdicts(Link):
             deliveries = self._decode(camera, entries)
             if deliveries or not entries:
                 return deliveries
-            after_id = entries[-1][0].decode()  # none of these is ours: what lies behind them?
+            after_id, block = entries[-1][0].decode(), None  # none is ours: what lies behind them?
 
     def ledger(self, camera: str) -> Ledger:
         """The counts of a camera, of one instant."""

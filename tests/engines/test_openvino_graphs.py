@@ -79,7 +79,7 @@ def test_rows_find_the_same_however_they_go(
     """To the precision of single numbers, for any number of rows."""
     expected = graph(deco, monkeypatch, Machine(together, 2)).run_on(first(frames, count))
     chosen = graph(deco, monkeypatch, machine)
-    for one in (chosen, chosen.beside()):
+    for one in (chosen, *(chosen.beside() for _ in range(machine.engines - 1))):
         for name, found in one.run_on(first(frames, count)).items():
             assert found.shape == expected[name].shape
             assert np.allclose(found, expected[name], rtol=1e-5, atol=1e-6), name

@@ -23,6 +23,8 @@ MACHINE = "tests/pipeline/test_stream_machine.py"
 SUITE = (
     MACHINE,
     "tests/pipeline/test_stream.py",
+    "tests/pipeline/test_gate.py",
+    "tests/pipeline/test_ingest.py",
     "tests/faults/test_racing_workers.py",
     "tests/faults/test_kill_worker.py",
     "tests/faults/test_frozen_workers.py",
@@ -93,14 +95,26 @@ MUTANTS = (
     Mutant(
         "a repeat is admitted again",
         "pipeline/lua/admit.lua",
-        "counter <= last_counter",
-        "counter < last_counter",
+        "counter > last_counter",
+        "counter >= last_counter",
     ),
     Mutant(
         "a server that forgot takes new frames first",
         "pipeline/lua/admit.lua",
-        "if must_be_begun == '1' and",
+        "if ARGV[1] == '1' and",
         "if false and",
+    ),
+    Mutant(
+        "a part is admitted however late it comes",
+        "pipeline/intake.py",
+        "return self._left_ms(head) < least_ms",
+        "return False",
+    ),
+    Mutant(
+        "the keeper rests as if all had heard how late it is",
+        "pipeline/gate.py",
+        "self._known_ms = self._told_ms = min(late_ms, self._told_ms)",
+        "self._known_ms = self._told_ms = late_ms",
     ),
     Mutant(
         "renewal without fencing",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -228,6 +229,9 @@ def test_every_role_does_its_work(place: Place) -> None:
         assert inspect.quarantine(again[1], "two", bad)
         assert len(sink.heads(sink.deadlines({CAMERA: 2**62}))) == 2
         assert sink.answer_open(undecided(frame(3, epoch), Reason.DEADLINE, 5))
+        sink.tell_lateness([CAMERA], 7.5)
+        assert ingest.told_lateness_ms(CAMERA) == 7.5
+        assert inspect.told_lateness_ms(CAMERA) == math.inf  # it may not ask
         found = sink.read_verdicts([CAMERA], "sink:line", "sink", 32, 0)
         assert len(found) == 4
         assert len(ingest.standing(CAMERA).unacted) == 4

@@ -6,12 +6,13 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engines.contracts import Decision, Reason, Verdict
+from engines.contracts import BadConfig, Decision, Reason, Verdict
 from pipeline.gate import (
     LATE_AT_FIRST_MS,
     LEAST_MS,
@@ -23,6 +24,7 @@ from pipeline.gate import (
 )
 from pipeline.server import embedded_server
 from pipeline.stream import Ledger, Stream, open_stream
+from pipeline.telemetry import facts
 from pipeline.wire import FrameEntry, undecided
 
 MS = 1_000_000
@@ -188,6 +190,7 @@ def test_what_is_admitted_at_the_last_moment_is_answered_in_time(
     keeper.lateness.note(late_ms)
     monkeypatch.setattr(Lateness, "note", lambda *_: None)  # of a machine that is later still
     now_ns = 10**15
+    stream.tell_lateness(["cam"], 0.0)
     told_ms = []
     for _ in range(times):
         told_ms = [stream.told_lateness_ms("cam")]
@@ -242,7 +245,7 @@ def test_what_is_no_lateness_counts_as_the_longest(stream: Stream, told: str) ->
     """Whoever wrote it there, parts that come late are refused and not risked."""
     stream._commands.set(stream._of("cam").lateness, told)
     assert stream.told_lateness_ms("cam") == math.inf
-    assert stream.told_lateness_ms("other") == 0
+    assert stream.told_lateness_ms("other") == math.inf
 
 
 @pytest.mark.parametrize(
@@ -294,6 +297,7 @@ def test_it_runs_by_itself_with_no_inspector_at_all(stream: Stream) -> None:
             more = stream.follow_verdicts("cam", last, block_ms=500)
             last = more[-1].entry_id if more else last
             found += [delivery.verdict for delivery in more]
+        assert stream.told_lateness_ms("cam") < math.inf
     finally:
         stop.set()
         thread.join()
@@ -316,6 +320,61 @@ def test_it_outlives_a_restart_of_the_server(tmp_path: Path, namespace: str) -> 
     finally:
         stop.set()
         thread.join()
+
+
+def wait_until_told(stream: Stream) -> None:
+    """Return when a keeper has told a server how late it is."""
+    until_s = time.monotonic() + 20
+    while stream.told_lateness_ms("cam") == math.inf:
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("tell_s", [0.05, 1e9])
+def test_a_server_that_forgot_is_told_again(
+    tmp_path: Path, namespace: str, monkeypatch: pytest.MonkeyPatch, tell_s: float
+) -> None:
+    """After a loss that the keeper saw at once, after any other in a while."""
+    monkeypatch.setattr("pipeline.gate.TELL_S", tell_s)
+    stop = threading.Event()
+    with ExitStack() as first:
+        url = first.enter_context(embedded_server(tmp_path))
+        stream = first.enter_context(open_stream(url, namespace))
+        keeper = GateKeeper(stream, ["cam"], gates_ms={"cam": 400.0})
+        thread = threading.Thread(target=keeper.run, args=(stop,))
+        thread.start()
+        try:
+            wait_until_told(stream)
+            if tell_s < 1:
+                stream._commands.delete(stream._of("cam").lateness)
+                wait_until_told(stream)
+            first.close()
+            with embedded_server(tmp_path), open_stream(url, namespace) as again:
+                wait_until_told(again)
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_a_keeper_that_may_not_tell_keeps_its_gate(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user that was made before there was anything to tell: it rests less, and says so once."""
+    events: list[str] = []
+
+    def refused(*_: object) -> None:
+        raise BadConfig("NOPERM")
+
+    monkeypatch.setattr(stream, "tell_lateness", refused)
+    monkeypatch.setattr(facts, "event", lambda name, **_: events.append(name))
+    keeper = GateKeeper(stream, ["cam"], MARGIN_MS, {"cam": 100.0})
+    keeper.lateness = Lateness(0.0)
+    keeper.lateness.note(10.0)
+    for _ in range(2):
+        keeper.tick(0)
+        keeper.tell()
+        assert keeper.pause_ms == pytest.approx(15.0, abs=0.1)
+    assert events == ["lateness_untold"]
 
 
 def test_a_clock_that_is_set_back_is_noticed_for_as_long_as_parts_are_on_their_way() -> None:

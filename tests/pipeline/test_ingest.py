@@ -340,8 +340,26 @@ def test_a_part_that_comes_too_late_is_answered_at_once(tmp_path: Path) -> None:
             url, tmp_path, least_left_ms=least_left_ms, gate_ms=1000, overrun="reject"
         )
         with closing(stream), closing(journal):
-            for age_ms, late_ms, backlog in ((710, 0, 0), (400, 200, 1), (650, 60, 1), (650, 0, 2)):
+            for age_ms, late_ms, backlog in (
+                (710, 0, 0),
+                (400, 200, 1),
+                (610, 100, 1),
+                (610, 0, 2),
+            ):
                 stream.tell_lateness(["left"], late_ms)
                 taking.take(replace(frame(), captured_ns=time.time_ns() - age_ms * 1_000_000))
                 assert stream.backlog("left") == backlog
             assert stream.ledger("left").undecided == {"deadline": 2}
+
+
+def test_ingest_goes_by_the_nearest_gate_of_its_line(
+    tmp_path: Path, grey_bundle: Path, redis_url: str, namespace: str
+) -> None:
+    """So near that no look of the keeper would be in time: nothing is admitted, all is answered."""
+    write_parts(tmp_path / "parts", 3)
+    line = line_of(tmp_path, grey_bundle, redis_url, namespace, gate_ms=12)
+    with open_stream(redis_url, namespace) as stream:
+        run_ingest(line, "left", threading.Event())
+        found = stream.follow_verdicts("left", "0")
+    assert [one.verdict.reason for one in found] == [Reason.DEADLINE] * 3
+    assert min(one.verdict.latency_ms["total"] for one in found) < 12  # and not when it is over

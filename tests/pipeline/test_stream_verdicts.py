@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from engines.contracts import Decision, Verdict
 from pipeline.stream import Stream
 
@@ -149,7 +151,8 @@ def test_foreign_entries_block_nobody_who_looks_on(every_stream: Stream) -> None
     for _ in range(5):
         stream._commands.xadd(f"{stream.namespace}:{{cam}}:verdicts", {"junk": "1"}, id="*")
     assert stream.follow_verdicts("cam", first.entry_id, count=2, block_ms=10) == []
-    stream._commands.delete(f"{stream.namespace}:{{cam}}:ledger")  # so that an id lies behind them
+    stream._commands.delete(f"{stream.namespace}:{{cam}}:ledger")  # ids begin anew, by the time,
+    time.sleep(0.01)  # which is later than that of those entries
     write(stream, 2)
     (second,) = stream.follow_verdicts("cam", first.entry_id, count=2)
     assert second.verdict.frame_id == "cam/1-2"
