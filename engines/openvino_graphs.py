@@ -176,8 +176,7 @@ def _ways(
     """How calls of up to ``most`` rows could go, the one for any number first."""
     compiled = functools.partial(openvino_core().compile_model, model, "CPU")
     few = [each for each in BUCKETS if each < min(most, TRIED)]
-    threads = int(settings.get(THREADS) or usable_cores())
-    if threads // engines <= 1:
+    if int(settings.get(THREADS) or usable_cores()) // engines <= 1:
         own = _in_caller(model, settings)
         return [Way(own, each, by_caller=True) for each in (most, *few)]
     if engines > 1:  # each of them has a stream, and takes what it is given in turn

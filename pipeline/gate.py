@@ -111,18 +111,18 @@ class GateKeeper:
         self._stream = stream
         self._cameras = tuple(cameras)
         self._margin_ms = margin_ms
-        self._late_max_ms = {name: _most_ms(gate_ms) for name, gate_ms in (gates_ms or {}).items()}
-        self._rest_ms = _rest_ms((gates_ms or {}).values())
-        self._borne_ms = _borne_ms((gates_ms or {}).values())
-        self._first_ms = math.inf  # until the first open frame has to be answered
         self._gates_ms = dict(gates_ms or {})
+        self._late_max_ms = {name: _most_ms(gate_ms) for name, gate_ms in self._gates_ms.items()}
+        nearest_ms = min(self._gates_ms.values(), default=0.0)
+        self._rest_ms, self._borne_ms = _rest_ms(nearest_ms), _borne_ms(nearest_ms)
+        self._first_ms = math.inf  # until the first open frame has to be answered
         self._clock = SteadyClock(max(self._gates_ms.values(), default=0.0))
         self.lateness = Lateness()
         self._looked_s: float | None = None  # monotonic; None where no look is to be measured
         self._told_ms = 0.0  # our lateness, by what the server says to those who admit frames
         self._known_ms = 0.0  # the least that any of them went by since the last look
         self._tell_at_s = 0.0  # monotonic
-        self._is_mute = False  # since this user may not tell
+        self._is_mute = False  # this user may not tell
 
     def run(self, stop: threading.Event) -> None:
         """Tick until ``stop``; a lost server is waited for."""
@@ -155,7 +155,8 @@ class GateKeeper:
         A server without room for it goes on saying what it said, perhaps not of every camera.
         """
         self._known_ms, late_ms = self._told_ms, min(self.lateness.ms, self._borne_ms)
-        if late_ms <= self._told_ms and time.monotonic() < self._tell_at_s:
+        is_due = late_ms > self._told_ms or time.monotonic() >= self._tell_at_s
+        if self._is_mute or not is_due:
             return
         self._tell_at_s = time.monotonic() + TELL_S
         self._known_ms = self._told_ms = min(late_ms, self._told_ms)  # a fall holds at once
@@ -165,9 +166,8 @@ class GateKeeper:
         except StreamFull:
             pass
         except BadConfig as error:  # a user made before this was told: then rests are shorter
-            if not self._is_mute:
-                facts.event("lateness_untold", level="warning", sentence=str(error))
             self._is_mute = True
+            facts.event("lateness_untold", level="warning", sentence=str(error))
 
     def tick(self, now_ns: int | None = None, *, waited_ms: float = 0.0) -> list[Verdict]:
         """Answer what would be late by the end of the next look; the verdicts that were given.
@@ -232,22 +232,20 @@ def least_left_ms(gates_ms: Iterable[float], margin_ms: float, late_ms: float) -
     gate, should nobody else have done so; as long as looks are not later than of late, which is
     what their keeper tells (``late_ms``), and late by less than a rest.
     """
-    gates_ms = tuple(gates_ms)
-    return _rest_ms(gates_ms) + PERIOD_MS + margin_ms + min(late_ms, _borne_ms(gates_ms))
+    nearest_ms = min(gates_ms, default=0.0)
+    return _rest_ms(nearest_ms) + PERIOD_MS + margin_ms + min(late_ms, _borne_ms(nearest_ms))
 
 
-def _borne_ms(gates_ms: Iterable[float]) -> float:
+def _borne_ms(gate_ms: float) -> float:
     """How much lateness the parts that are admitted bear; for more, the keeper rests less."""
-    gates_ms = tuple(gates_ms)
-    return min(_rest_ms(gates_ms), _most_ms(min(gates_ms, default=0.0)))
+    return min(_rest_ms(gate_ms), _most_ms(gate_ms))
 
 
-def _rest_ms(gates_ms: Iterable[float]) -> float:
-    """How long the keeper of these gates may rest while nothing open is near its own.
+def _rest_ms(gate_ms: float) -> float:
+    """How long a keeper, whose nearest gate this is, may rest while nothing open is near its own.
 
     Each look wakes two processes, whose memory the engine has swept out of the caches meanwhile.
     """
-    gate_ms = min(gates_ms, default=0.0)
     return max(min(most_ms, gate_ms * share) for share, most_ms in RESTS_MS)
 
 

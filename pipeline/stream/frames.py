@@ -16,7 +16,7 @@ from typing import NamedTuple
 from engines.contracts import Reason, Verdict
 from pipeline.stream.answers import GROUP, Answers
 from pipeline.stream.facts import Delivery, Keys
-from pipeline.stream.link import is_refusal
+from pipeline.stream.link import Call, is_refusal
 from pipeline.stream.packing import Word
 from pipeline.wire import (
     Codec,
@@ -30,7 +30,6 @@ from pipeline.wire import (
 
 QUARANTINE_ENTRY_BYTES = 524_288  # so a camera's quarantine never exceeds 32 MiB
 REFUSAL_NS = 1_000_000_000  # a frame half refused waits that long for the gate keeper
-ADMIT_KEYS = 5
 
 
 @contextmanager
@@ -137,13 +136,12 @@ class Stream(Answers):
         # the gate keeper finds the frame open.
         gate_ns = verdict.decided_ns + REFUSAL_NS
         opened = self._admission(keys, entry_id, gate_ns, head, begun=begun)
-        answering, script = self._answer_call(verdict), self._scripts["answer"].script
-        told = (len(answering.keys), *answering.keys, *answering.arguments)
+        answered = ("EVAL", self._scripts["answer"].script, *self._answer_call(verdict).words)
         with self._translated(), self._commands.pipeline(transaction=False) as pipe:
             pipe.execute_command(*opened)
-            pipe.execute_command("EVAL", script, *told)
-            _, answered = pipe.execute()
-        return bool(answered)
+            pipe.execute_command(*answered)
+            _, was_open = pipe.execute()
+        return bool(was_open)
 
     def open_ids(self, camera: str) -> list[str]:
         """Frame ids without a verdict, most urgent first."""
@@ -258,8 +256,8 @@ class Stream(Answers):
         begun: bool,
     ) -> tuple[Word, ...]:
         # EVAL with its text, not EVALSHA: an unknown script would fail inside MULTI, alone.
-        told = (int(begun), *_opening(entry_id, deadline_ns, head))
-        return ("EVAL", self._admit, ADMIT_KEYS, *_admission_keys(keys), *told)
+        told = [int(begun), *_opening(entry_id, deadline_ns, head)]
+        return ("EVAL", self._admit, *Call(_admission_keys(keys), told).words)
 
 
 def _admission_keys(keys: Keys) -> list[str]:

@@ -67,6 +67,11 @@ class Call(NamedTuple):
     keys: list[str]
     arguments: list[Word]
 
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """As EVAL and its kin take them, after the script."""
+        return (len(self.keys), *self.keys, *self.arguments)
+
 
 def is_refusal(reply: object) -> TypeGuard[exceptions.RedisError]:
     """Whether the server answered a command with an error."""
@@ -249,17 +254,18 @@ class Link:
         return list(done)
 
     def _run(self, script: str, keys: list[str], *arguments: Word) -> Any:  # noqa: ANN401 - each script has its own reply
+        call = Call(keys, list(arguments))
         with self._translated():
             if script in READING:
-                return self._look(self._scripts[script], (len(keys), *keys, *arguments))
-        return self._run_all(script, [Call(keys, list(arguments))])[0]
+                return self._look(self._scripts[script], call)
+        return self._run_all(script, [call])[0]
 
-    def _look(self, script: Script, words: tuple[Word, ...]) -> Any:  # noqa: ANN401 - as above
+    def _look(self, script: Script, call: Call) -> Any:  # noqa: ANN401 - as above
         """The reply of a script that only reads; no right to load scripts is needed."""
         try:
-            return self._ask("EVALSHA_RO", script.sha, *words)
+            return self._ask("EVALSHA_RO", script.sha, *call.words)
         except exceptions.NoScriptError:
-            return self._ask("EVAL_RO", script.script, *words)
+            return self._ask("EVAL_RO", script.script, *call.words)
 
     def _run_all(self, script: str, calls: Sequence[Call]) -> list[Any]:
         """The replies of one script, run for each call, in one round trip and no transaction.
@@ -280,9 +286,7 @@ class Link:
 
     def _ask_all(self, script: str, calls: Sequence[Call]) -> list[Any]:
         sha = self._scripts[script].sha
-        return self._exchange(
-            *(("EVALSHA", sha, len(call.keys), *call.keys, *call.arguments) for call in calls)
-        )
+        return self._exchange(*(("EVALSHA", sha, *call.words) for call in calls))
 
     def _read_group(
         self, group: str, consumer: str, ids: dict[str, str], count: int, block_ms: int

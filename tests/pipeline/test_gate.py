@@ -26,6 +26,7 @@ from pipeline.server import embedded_server
 from pipeline.stream import Ledger, Stream, open_stream
 from pipeline.telemetry import facts
 from pipeline.wire import FrameEntry, undecided
+from tests.waiting import wait_for
 
 MS = 1_000_000
 MARGIN_MS = 5.0
@@ -322,14 +323,6 @@ def test_it_outlives_a_restart_of_the_server(tmp_path: Path, namespace: str) -> 
         thread.join()
 
 
-def wait_until_told(stream: Stream) -> None:
-    """Return when a keeper has told a server how late it is."""
-    until_s = time.monotonic() + 20
-    while stream.told_lateness_ms("cam") == math.inf:
-        assert time.monotonic() < until_s
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("tell_s", [0.05, 1e9])
 def test_a_server_that_forgot_is_told_again(
     tmp_path: Path, namespace: str, monkeypatch: pytest.MonkeyPatch, tell_s: float
@@ -337,6 +330,10 @@ def test_a_server_that_forgot_is_told_again(
     """After a loss that the keeper saw at once, after any other in a while."""
     monkeypatch.setattr("pipeline.gate.TELL_S", tell_s)
     stop = threading.Event()
+
+    def is_told(stream: Stream) -> bool:
+        return stream.told_lateness_ms("cam") < math.inf
+
     with ExitStack() as first:
         url = first.enter_context(embedded_server(tmp_path))
         stream = first.enter_context(open_stream(url, namespace))
@@ -344,13 +341,13 @@ def test_a_server_that_forgot_is_told_again(
         thread = threading.Thread(target=keeper.run, args=(stop,))
         thread.start()
         try:
-            wait_until_told(stream)
+            wait_for(lambda: is_told(stream))
             if tell_s < 1:
                 stream._commands.delete(stream._of("cam").lateness)
-                wait_until_told(stream)
+                wait_for(lambda: is_told(stream))
             first.close()
             with embedded_server(tmp_path), open_stream(url, namespace) as again:
-                wait_until_told(again)
+                wait_for(lambda: is_told(again))
         finally:
             stop.set()
             thread.join()

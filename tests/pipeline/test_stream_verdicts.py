@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from engines.contracts import Decision, Verdict
 from pipeline.stream import Stream
 
@@ -148,11 +146,11 @@ def test_foreign_entries_block_nobody_who_looks_on(every_stream: Stream) -> None
     stream = every_stream
     write(stream, 1)
     (first,) = stream.follow_verdicts("cam", "0")
-    for _ in range(5):
-        stream._commands.xadd(f"{stream.namespace}:{{cam}}:verdicts", {"junk": "1"}, id="*")
+    keys, (start, number) = stream._of("cam"), map(int, first.entry_id.split("-"))
+    for junk in range(number + 1, number + 6):
+        stream._commands.xadd(keys.verdicts, {"junk": "1"}, id=f"{start}-{junk}")
     assert stream.follow_verdicts("cam", first.entry_id, count=2, block_ms=10) == []
-    stream._commands.delete(f"{stream.namespace}:{{cam}}:ledger")  # ids begin anew, by the time,
-    time.sleep(0.01)  # which is later than that of those entries
+    stream._commands.hincrby(keys.ledger, "verdicts", 5)  # so that the next id lies behind them
     write(stream, 2)
     (second,) = stream.follow_verdicts("cam", first.entry_id, count=2)
     assert second.verdict.frame_id == "cam/1-2"
